@@ -1,0 +1,253 @@
+"""What a conversion will write, worked out from configs and headers alone, before any long work."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+import attrs
+
+from wanstore.conversion.source import Source
+from wanstore.errors import NotFoundError, NotSupportedError, SourceError
+from wanstore.manifest import SourceRecord, digest_of
+from wanstore.safetensors_format import ITEM_BYTES, HeaderError, Layout, Tensor, lay_out, read_header
+
+MODEL_CLASSES = {
+    "transformer": "WanTransformer3DModel",
+    "text_encoder": "UMT5EncoderModel",
+    "vae": "AutoencoderKLWan",
+}
+"""The components that hold weights, and the one class that each may be."""
+_STEMS = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
+_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
+_MAX_JSON_BYTES = 64 << 20
+SHARD_BYTES = 5_000_000_000
+"""Largest output file, as diffusers' `save_pretrained` defaults to."""
+
+
+@attrs.frozen
+class OutputShard:
+    """One file to write: `layout` says where each tensor goes, `reads` where each comes from in `source_path`."""
+
+    component: str
+    path: str
+    source_path: str
+    reads: tuple[Tensor, ...]
+    layout: Layout
+
+
+@attrs.frozen
+class ConversionPlan:
+    """All that a conversion writes: converted shards, small files copied, and indexes made anew."""
+
+    source: Source
+    shards: tuple[OutputShard, ...]
+    copies: tuple[str, ...]
+    indexes: dict[str, dict[str, Any]]
+    configs: dict[str, dict[str, Any]]
+
+    @property
+    def record(self) -> SourceRecord:
+        return self.source.record
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for plans that write the same from the same."""
+        return digest_of(
+            {
+                "source": self.record.commit,
+                "shards": [[s.path, s.source_path, hashlib.sha256(s.layout.header).hexdigest()] for s in self.shards],
+            }
+        )
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source files that hold weights."""
+        return sum(self.source.files[path] for path in self.source_paths)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the converted shards."""
+        return sum(shard.layout.file_bytes for shard in self.shards)
+
+    @property
+    def source_paths(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(shard.source_path for shard in self.shards))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most disk space used at once, if the source has to be downloaded: the output and two source shards."""
+        two = sorted((self.source.files[path] for path in self.source_paths), reverse=True)[:2]
+        return self.stored_bytes + sum(two) + sum(self.source.files[path] for path in self.copies)
+
+
+def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = SHARD_BYTES) -> ConversionPlan:
+    """Plan to store `source` with each tensor's dtype mapped by `stored_dtype` (others stay as they are).
+
+    Raises `SourceError` naming file and tensor, and `NotSupportedError` for another kind of pipeline.
+    """
+    index = _model_index(source)
+    _check_class(index)
+    configs = {component: _json(source, f"{component}/config.json") for component in MODEL_CLASSES}
+    shards: list[OutputShard] = []
+    indexes: dict[str, dict[str, Any]] = {}
+    for component in MODEL_CLASSES:
+        planned, weight_map = _plan_component(source, component, stored_dtype, shard_bytes)
+        shards += planned
+        if len(planned) > 1:
+            total = sum(t.size_bytes for shard in planned for t in shard.layout.tensors)
+            indexes[f"{component}/{_STEMS[component]}.safetensors.index.json"] = {
+                "metadata": {"total_size": total},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+    return ConversionPlan(source, tuple(shards), tuple(_copies(source)), indexes, configs)
+
+
+def _model_index(source: Source) -> dict[str, Any]:
+    if "model_index.json" not in source.files:
+        pickles = sorted(path for path in source.files if path.endswith(_PICKLES))
+        if pickles:
+            raise SourceError(
+                f"{source.record.location} has no model_index.json but pickled weights ({pickles[0]})",
+                "Use the repo that ends in -Diffusers: wanstore runs no pickles",
+            )
+        raise NotFoundError(
+            f"{source.record.location} has no model_index.json: it is no diffusers pipeline",
+            "Use a diffusers pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        )
+    return _json(source, "model_index.json")
+
+
+def _check_class(index: dict[str, Any]) -> None:
+    kind = index.get("_class_name")
+    wrong = {
+        component: index.get(component)
+        for component, name in MODEL_CLASSES.items()
+        if not isinstance(index.get(component), list) or index[component][-1:] != [name]
+    }
+    if kind != "WanPipeline" or index.get("transformer_2", [None])[0] is not None:
+        raise NotSupportedError(
+            f"model_index.json describes a {kind}, not a Wan 2.1 WanPipeline", "Use a Wan 2.1 text-to-video repo"
+        )
+    if wrong:
+        component, found = next(iter(wrong.items()))
+        raise NotSupportedError(
+            f"model_index.json says that {component} is {found}, not {MODEL_CLASSES[component]}",
+            "Use a Wan 2.1 text-to-video repo",
+        )
+
+
+def _json(source: Source, path: str) -> dict[str, Any]:
+    size = source.files.get(path)
+    if size is None:
+        raise SourceError(f"{path} is missing from {source.record.location}", "Fetch the source again")
+    if size > _MAX_JSON_BYTES:
+        raise SourceError(f"{path} has {size} bytes, too many for a JSON file")
+    try:
+        document = json.loads(source.head(path, size))
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path} is not JSON ({error})", "Fetch the source again") from error
+    if not isinstance(document, dict):
+        raise SourceError(f"{path} is not a JSON object", "Fetch the source again")
+    return document
+
+
+def _copies(source: Source) -> Iterator[str]:
+    """The small files that a pipeline needs, besides its weights."""
+    yield "model_index.json"
+    for component in MODEL_CLASSES:
+        yield f"{component}/config.json"
+    for path in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json"):
+        if path not in source.files:
+            raise SourceError(f"{path} is missing from {source.record.location}", "Fetch the source again")
+    yield "scheduler/scheduler_config.json"
+    for path in sorted(source.files):
+        place = PurePosixPath(path)
+        if place.parent.as_posix() == "tokenizer" and place.suffix in (".json", ".model", ".txt"):
+            yield path
+
+
+def _plan_component(
+    source: Source, component: str, stored_dtype: dict[str, str], shard_bytes: int
+) -> tuple[list[OutputShard], dict[str, str]]:
+    groups: list[tuple[str, list[Tensor]]] = []
+    for path, tensors in _component_tensors(source, component):
+        group: list[Tensor] = []
+        size = 0
+        for tensor in tensors:
+            bytes_after = tensor.elements * ITEM_BYTES[stored_dtype.get(tensor.dtype, tensor.dtype)]
+            if group and size + bytes_after > shard_bytes:
+                groups.append((path, group))
+                group, size = [], 0
+            group.append(tensor)
+            size += bytes_after
+        groups.append((path, group))
+    shards, weight_map = [], {}
+    stem, count = _STEMS[component], len(groups)
+    for number, (path, group) in enumerate(groups, start=1):
+        file = f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+        layout = lay_out((t.name, stored_dtype.get(t.dtype, t.dtype), t.shape) for t in group)
+        by_name = {tensor.name: tensor for tensor in group}
+        reads = tuple(by_name[t.name] for t in layout.tensors)
+        shards.append(OutputShard(component, f"{component}/{file}", path, reads, layout))
+        weight_map.update({tensor.name: file for tensor in group})
+    return shards, weight_map
+
+
+def _component_tensors(source: Source, component: str) -> list[tuple[str, tuple[Tensor, ...]]]:
+    """The component's shards with their tensors, the index (if there is one) checked against both."""
+    single = f"{component}/{_STEMS[component]}.safetensors"
+    index_path = f"{single}.index.json"
+    if index_path not in source.files:
+        if single not in source.files:
+            raise _no_weights(source, component)
+        return [(single, _tensors(source, single))]
+    weight_map = _json(source, index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index_path} has no weight_map", "Fetch the source again")
+    files = list(dict.fromkeys(weight_map.values()))
+    for file in files:
+        # A plain name beside the index: anything else could lead out of the source.
+        if not isinstance(file, str) or PurePosixPath(file).name != file or not file.endswith(".safetensors"):
+            raise SourceError(f"{index_path} names {file!r}, which is no safetensors file beside it")
+        if f"{component}/{file}" not in source.files:
+            raise SourceError(f"{component}/{file} is missing, {index_path} names it", "Fetch the source again")
+    shards = [(file, _tensors(source, f"{component}/{file}")) for file in sorted(files)]
+    held: dict[str, str] = {}
+    for file, tensors in shards:
+        for tensor in tensors:
+            if tensor.name in held:
+                raise SourceError(f"{tensor.name} is in both {component}/{held[tensor.name]} and {component}/{file}")
+            held[tensor.name] = file
+    for name in sorted(weight_map.keys() | held.keys()):
+        if held.get(name) != weight_map.get(name):
+            where = f"is in {held[name]}" if name in held else "is missing"
+            said = f"says {weight_map[name]}" if name in weight_map else "does not know it"
+            raise SourceError(f"{component}: tensor {name} {where}, {index_path} {said}", "Fetch the source again")
+    return [(f"{component}/{file}", tensors) for file, tensors in shards]
+
+
+def _no_weights(source: Source, component: str) -> SourceError:
+    pickles = sorted(p for p in source.files if p.startswith(f"{component}/") and p.endswith(_PICKLES))
+    if pickles:
+        return SourceError(
+            f"{component} holds only pickled weights ({pickles[0]})", "Use safetensors: wanstore runs no pickles"
+        )
+    return SourceError(
+        f"{component} has no weights: neither {_STEMS[component]}.safetensors nor its index is there",
+        "Fetch the source again",
+    )
+
+
+def _tensors(source: Source, path: str) -> tuple[Tensor, ...]:
+    try:
+        tensors = read_header(lambda size: source.head(path, size), source.files[path])
+    except HeaderError as error:
+        raise SourceError(f"{path} is damaged: {error}", "Fetch the source again") from error
+    for tensor in tensors:
+        if tensor.dtype.startswith("F8"):
+            raise SourceError(f"{path}: {tensor.name} is {tensor.dtype}, quantized weights cannot be widened")
+    return tensors

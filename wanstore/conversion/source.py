@@ -1,0 +1,64 @@
+"""A source: where published weights come from, seen as a tree of files at one fixed state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from wanstore.errors import NotFoundError, SourceError
+from wanstore.interfaces import Progress
+from wanstore.manifest import SourceRecord
+
+
+class Source(ABC):
+    """Published weights at one fixed state. Nothing large moves before `fetch`."""
+
+    record: SourceRecord
+    files: dict[str, int]
+    """Every file of the source: its relative path, and its size in bytes."""
+
+    @abstractmethod
+    def head(self, path: str, size: int) -> bytes:
+        """The first `size` bytes of a file; fewer only when the file is shorter. Raises `SourceError`."""
+
+    @abstractmethod
+    def fetch(self, path: str, into: Path, progress: Progress) -> Path:
+        """A local file with the whole, checked content; downloads go below the folder `into`, resumably.
+
+        `progress` hears a task named `path`. Safe to call from several threads, for different paths.
+        """
+
+    def release(self, path: str, fetched: Path) -> None:
+        """The fetched file is no longer needed. A copy made by `fetch` is deleted, an original is not."""
+
+    def stop(self) -> None:
+        """Make fetches that are under way in other threads end soon, with an error; what they have stays."""
+
+
+class FolderSource(Source):
+    """A pipeline folder on this machine. Links are followed, so a Hub cache's snapshot folder works."""
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise NotFoundError(f"There is no folder {folder}", "Name a folder or a Hub repo like Wan-AI/NAME")
+        self.folder = folder.resolve()
+        stats = {
+            path.relative_to(self.folder).as_posix(): path.stat()
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file()
+        }
+        self.files = {path: stat.st_size for path, stat in stats.items()}
+        state = json.dumps({path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}, sort_keys=True)
+        self.record = SourceRecord("folder", self.folder.name, hashlib.sha256(state.encode()).hexdigest())
+
+    def head(self, path: str, size: int) -> bytes:
+        try:
+            with (self.folder / path).open("rb") as file:
+                return file.read(size)
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read ({error.strerror})", "Check the source folder") from error
+
+    def fetch(self, path: str, into: Path, progress: Progress) -> Path:
+        return self.folder / path

@@ -1,0 +1,92 @@
+"""What can go wrong, as one base class and a few meanings.
+
+Every error says what happened and, as `next_step`, what to do about it; the command line prints both on
+one line and exits with status 1. Errors whose `resumable` is true leave finished work behind: running the
+same command again goes on from there.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class WanstoreError(Exception):
+    """Base of every error that wanstore raises on purpose.
+
+    `what` is one sentence on what happened; `next_step` one on what to do about it.
+    """
+
+    resumable = False
+
+    def __init__(self, what: str, next_step: str = "") -> None:
+        super().__init__(f"{what}. {next_step}." if next_step else f"{what}.")
+        self.what = what
+        self.next_step = next_step
+
+
+class NotFoundError(WanstoreError):
+    """There is no such pipeline, folder, repo, revision or preset."""
+
+
+class AlreadyExistsError(WanstoreError):
+    """The store already holds a pipeline of that name."""
+
+
+class BusyError(WanstoreError):
+    """Another live run is writing the same pipeline."""
+
+
+class InvalidNameError(WanstoreError):
+    """The name or address cannot be used: it could leave the store, or hide in it."""
+
+
+class DamagedError(WanstoreError):
+    """Stored or fetched bytes are not what the manifest, or the Hub, says they are."""
+
+
+class SourceError(WanstoreError):
+    """The source cannot be converted as it stands: a file is missing, malformed, or of the wrong kind."""
+
+
+class ConversionRefusedError(SourceError):
+    """Values would not survive float16: overflows beyond 65504, NaN or Inf."""
+
+
+class AccessError(WanstoreError):
+    """The other side refused us: gated repo, wrong token, missing permission."""
+
+
+class UnreachableError(WanstoreError):
+    """The other side did not answer, or not in time, after every retry."""
+
+    resumable = True
+
+
+class DiskFullError(WanstoreError):
+    """There is no room to write; nothing half-written was published."""
+
+    resumable = True
+
+
+class NotSupportedError(WanstoreError):
+    """This build, file system or installation cannot do that: an extra or a newer version may."""
+
+
+@contextmanager
+def plain_os_errors(where: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write below `where` into errors with a next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"No room left to write in {where}", "Free some space and run the same command again: it goes on"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AccessError(
+                f"{error.filename or where} cannot be written ({error.strerror})", "Choose a folder that you may write"
+            ) from error
+        raise

@@ -1,0 +1,233 @@
+"""The flows that put stores, conversion, loading and benchmarking together: setup, load, benchmark."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanstore.errors import (
+    AlreadyExistsError,
+    DiskFullError,
+    NotFoundError,
+    NotSupportedError,
+    SourceError,
+    WanstoreError,
+)
+from wanstore.files import files_below
+from wanstore.interfaces import Converter, Progress, Quiet, Stage, WeightStore
+from wanstore.manifest import Manifest, SourceRecord, digest_of
+from wanstore.stores import open_store
+from wanstore.stores.names import check_name, split_address
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import WanPipeline
+
+    from wanstore.benchmarking.presets import Preset
+    from wanstore.benchmarking.report import BenchmarkReport
+    from wanstore.conversion.plan import ConversionPlan
+    from wanstore.conversion.source import Source
+
+DEFAULT_NAME = "wan2.1-fp16"
+CONVERTERS = "wanstore.converters"
+"""Entry-point group of converters: the name is what `setup(converter=...)` takes, the object makes one."""
+_MADE_WITH = ("wanstore", "torch", "safetensors", "huggingface_hub", "numpy")
+
+
+def setup(
+    source: str,
+    store: WeightStore | str | Path,
+    *,
+    name: str = DEFAULT_NAME,
+    revision: str | None = None,
+    replace: bool = False,
+    converter: Converter | str = "fp16",
+    keep_source: Path | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Fetch `source` (a Hub repo or a folder), convert it, and seal it in `store` as `name`.
+
+    The same recipe a second time is a no-op; an interrupted run goes on where it stopped. With `keep_source`
+    a downloaded source stays in that folder. Raises `AlreadyExistsError` when `name` holds another recipe and
+    not `replace`, and the errors of the store, the source and the converter.
+    """
+    progress = progress or Quiet()
+    check_name(name)
+    store = _as_store(store)
+    converter = make_converter(converter) if isinstance(converter, str) else converter
+    published = open_source(source, revision, keep_source)
+    recipe = recipe_of(published.record, converter)
+    existing = _existing(store, name, recipe, replace)
+    if existing:
+        progress.message(f"{name} is already there, made by the same recipe: nothing to do")
+        store.sweep()
+        return existing
+    with store.stage(name, replace=replace, resume=recipe) as stage:
+        try:
+            plan = converter.plan(published)
+            _check_fits_models(plan)
+            _check_room(plan, stage, keep_source)
+            converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
+        except WanstoreError as error:
+            if not error.resumable:  # nothing to go on from: leave the store as it was
+                stage.discard()
+            raise
+        manifest = Manifest(
+            name=name,
+            recipe=recipe,
+            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            source=published.record,
+            conversion=converted.record,
+            files=converted.files,
+            versions=versions(_MADE_WITH),
+        )
+        stage.seal(manifest)
+    return manifest
+
+
+def open_source(source: str, revision: str | None = None, keep: Path | None = None) -> Source:
+    """The folder or Hub repo that `source` names, fixed at one state. A folder that exists comes first."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() or source.startswith((".", "/", "~")):
+        from wanstore.conversion.source import FolderSource
+
+        if revision is not None:
+            raise NotSupportedError("A folder has no revisions", "Leave out --revision, or name a Hub repo")
+        return FolderSource(folder)
+    if source.count("/") != 1 or "://" in source:
+        raise NotFoundError(f"{source!r} is neither a folder nor a Hub repo", "Name a folder, or a repo as OWNER/NAME")
+    from wanstore.conversion.hub import HubSource
+
+    return HubSource(source, revision, keep=keep)
+
+
+def make_converter(name: str) -> Converter:
+    """The converter registered as `name` in the entry-point group `wanstore.converters`."""
+    if name == "fp16":
+        from wanstore.conversion.fp16 import Fp16Converter
+
+        return Fp16Converter()
+    for entry in entry_points(group=CONVERTERS, name=name):
+        converter: Converter = entry.load()()
+        return converter
+    raise NotSupportedError(f"There is no converter {name!r}", "Install a package that adds it, or use fp16")
+
+
+def recipe_of(source: SourceRecord, converter: Converter) -> str:
+    """Equal for the same source state, converter, version and options: the result would be the same."""
+    return digest_of(
+        {
+            "source": [source.kind, source.location if source.kind == "hub" else "", source.commit],
+            "converter": [converter.name, converter.version, converter.options],
+        }
+    )
+
+
+def load(
+    address: str | Path,
+    *,
+    store: WeightStore | str | Path | None = None,
+    device: str | torch.device | None = None,
+    verify: bool = False,
+    sealed: bool = True,
+    progress: Progress | None = None,
+) -> WanPipeline:
+    """A ready float16 `WanPipeline`, bit for bit what `from_pretrained(folder, dtype=torch.float16)` gives.
+
+    `address` is a name in `store`, or alone an address such as `modal://volume/name` or `folder/name`.
+    `device` is "cuda" where there is one, else "cpu". Sizes are checked against the manifest always, hashes
+    with `verify`. `sealed=False` loads a folder without a manifest, whoever wrote it.
+    The phases' seconds and bytes are in the pipeline's `load_report`.
+    """
+    from wanstore.loading import load as load_folder
+
+    if not sealed:
+        folder = Path(address) if store is None else Path(str(store)) / str(address)
+        return load_folder(folder, device=device, verify=verify, sealed=False, progress=progress)
+    if store is None:
+        store, address = split_address(str(address))
+    folder = _as_store(store).local_path(str(address))
+    return load_folder(folder, device=device, verify=verify, progress=progress)
+
+
+def benchmark(
+    pipe: WanPipeline, presets: Sequence[Preset | str] | None = None, *, progress: Progress | None = None
+) -> BenchmarkReport:
+    """Time and peak memory of each preset (default: the four of production) on a ready pipeline."""
+    from wanstore.benchmarking.presets import PRESETS, preset_named
+    from wanstore.benchmarking.runner import PipelineBenchmarker
+
+    chosen = PRESETS.values() if presets is None else presets
+    return PipelineBenchmarker(pipe).run(
+        [preset_named(p) if isinstance(p, str) else p for p in chosen], progress=progress
+    )
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Installed versions of `packages`, and Python's; what is absent is left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _as_store(store: WeightStore | str | Path) -> WeightStore:
+    return store if isinstance(store, WeightStore) else open_store(store)
+
+
+def _existing(store: WeightStore, name: str, recipe: str, replace: bool) -> Manifest | None:
+    """The stored manifest if it is of the same recipe; None if setup has something to do."""
+    try:
+        manifest = store.manifest(name)
+    except NotFoundError:
+        return None
+    except WanstoreError:
+        if replace:  # a damaged manifest is what --replace is for
+            return None
+        raise
+    if manifest.recipe == recipe:
+        return manifest
+    if replace:
+        return None
+    raise AlreadyExistsError(
+        f"{name!r} already holds {manifest.source.location} at {manifest.source.commit[:12]}, made another way",
+        "Choose another name, or replace it with --replace",
+    )
+
+
+def _check_fits_models(plan: ConversionPlan) -> None:
+    """Raise `SourceError` unless the planned tensors are just those that the configs' models have."""
+    expected_tensors = import_module("wanstore.loading.assemble").expected_tensors
+    for component, config in plan.configs.items():
+        wanted: dict[str, tuple[int, ...]] = expected_tensors(component, config)
+        held = {t.name: (t.shape, s.source_path) for s in plan.shards if s.component == component for t in s.reads}
+        for name in sorted(wanted.keys() | held.keys()):
+            if name not in held:
+                raise SourceError(f"{component}: tensor {name} is missing", "Fetch the source again")
+            shape, path = held[name]
+            if name not in wanted:
+                raise SourceError(f"{path}: tensor {name} does not belong to the model that its config describes")
+            if shape != wanted[name]:
+                raise SourceError(f"{path}: {name} is {list(shape)}, the config asks for {list(wanted[name])}")
+
+
+def _check_room(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:
+    """Raise `DiskFullError` before long work if the disk has too little room; 0 free means: can't be asked."""
+    local = plan.record.kind == "folder"
+    needed = plan.stored_bytes if local or keep_source else plan.peak_bytes
+    done = sum(s.st_size for folder in (stage.path, stage.scratch) for s in files_below(folder).values())
+    free = shutil.disk_usage(stage.path).free
+    if 0 < free < needed - done:
+        raise DiskFullError(
+            f"Setup needs {needed / 1e9:.1f} GB in {stage.path}, {free / 1e9:.1f} GB are free",
+            "Free some space, or name a store on a larger disk",
+        )

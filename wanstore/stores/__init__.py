@@ -1,0 +1,44 @@
+"""Where pipeline folders live. `open_store` finds the backend for a URL, built-in or installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from wanstore.errors import NotSupportedError
+from wanstore.interfaces import WeightStore
+
+GROUP = "wanstore.stores"
+"""Entry-point group of backends: the name is the URL scheme, the object is called with the URL."""
+
+_EXTRAS = {"modal": "modal"}
+
+
+def open_store(url: str | Path) -> WeightStore:
+    """The store at `url`: `file:///folder`, a plain path, or another scheme that an installed backend serves.
+
+    Nothing is created before something is stored. Raises `NotSupportedError` for a scheme that nobody serves.
+    """
+    text = str(url)
+    scheme, separator, _ = text.partition("://")
+    if not separator or scheme == "file":
+        from wanstore.stores.local import LocalStore
+
+        return LocalStore(text)
+    for entry in entry_points(group=GROUP, name=scheme):
+        try:
+            backend = entry.load()
+        except ImportError as error:
+            raise NotSupportedError(
+                f"The backend for {scheme}:// ({entry.value}) cannot be imported: {error}", _how_to_install(scheme)
+            ) from error
+        store: WeightStore = backend(text)
+        return store
+    raise NotSupportedError(f"No store serves {scheme}:// addresses", _how_to_install(scheme))
+
+
+def _how_to_install(scheme: str) -> str:
+    known = sorted({"file", *(entry.name for entry in entry_points(group=GROUP))})
+    extra = _EXTRAS.get(scheme)
+    install = f"Install it with: pip install 'wanstore[{extra}]'" if extra else "Install a package that adds it"
+    return f"{install}, or use one of: {', '.join(f'{name}://' for name in known)}, a plain path"

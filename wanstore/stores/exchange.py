@@ -1,0 +1,44 @@
+"""Swapping two folders in one step, which Python's own `os` does not offer."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from wanstore.errors import NotSupportedError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap the names `one` and `other` atomically (Linux' renameat2; both must exist, on one file system).
+
+    Raises `NotSupportedError` where the kernel or the file system cannot.
+    """
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    code = errno.ENOSYS
+    if rename is not None:
+        if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise NotSupportedError(
+            f"The file system of {other.parent} cannot swap two folders in one step",
+            "Store under another name, or delete the old pipeline first",
+        )
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def check_exchange(folder: Path) -> None:
+    """Raise `NotSupportedError` now, before long work, if `exchange` will not do in `folder`."""
+    one, other = folder / ".swap-a", folder / ".swap-b"
+    one.mkdir(exist_ok=True)
+    other.mkdir(exist_ok=True)
+    try:
+        exchange(one, other)
+    finally:
+        one.rmdir()
+        other.rmdir()
