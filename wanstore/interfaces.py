@@ -99,9 +99,7 @@ class WeightStore(ABC):
         """The manifest of `name`. Raises `DamagedError` when it cannot be read."""
 
     @abstractmethod
-    def stage(
-        self, name: str, *, replace: bool = False, resume: str | None = None
-    ) -> AbstractContextManager[Stage]:
+    def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> AbstractContextManager[Stage]:
         """A place to write the pipeline `name`; `stage.seal(manifest)` publishes it.
 
         Leaving the block unsealed discards what was written. With a `resume` key the work is kept instead

@@ -77,10 +77,12 @@ def read_header(head: Callable[[int], bytes], file_bytes: int) -> tuple[Tensor, 
 
 def _parse(raw: bytes) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if twice := {name for name in names if names.count(name) > 1} if len(set(names)) != len(names) else set():
-            raise HeaderError(f"{sorted(twice)[0]} is there twice")
-        return dict(pairs)
+        document: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in document:
+                raise HeaderError(f"{name} is there twice")
+            document[name] = value
+        return document
 
     try:
         document = json.loads(raw, object_pairs_hook=once)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from wanstore.errors import AlreadyExistsError, BusyError, DiskFullError, NotFoundError
+from wanstore.errors import AlreadyExistsError, BusyError, DiskFullError, NotFoundError, WanstoreError
 from wanstore.stores.local import LocalStore
 from wanstore.testing import WeightStoreTests
 from wanstore.testing.stores import fill, manifest_of, put
@@ -132,7 +132,7 @@ def test_a_reader_never_sees_a_gap_while_pipelines_are_replaced(store: LocalStor
     """Whenever it is asked, the name holds one whole pipeline."""
     put(store, "w")
     seen, stop = 0, threading.Event()
-    failures: list[Exception] = []
+    failures: list[WanstoreError] = []
 
     def read() -> None:
         nonlocal seen
@@ -140,7 +140,7 @@ def test_a_reader_never_sees_a_gap_while_pipelines_are_replaced(store: LocalStor
             try:
                 store.manifest("w")
                 seen += 1
-            except Exception as error:
+            except WanstoreError as error:
                 failures.append(error)
 
     reader = threading.Thread(target=read)

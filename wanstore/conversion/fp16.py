@@ -114,8 +114,8 @@ def _fetched_ahead(
         def fetched() -> Iterator[tuple[OutputShard, Path]]:
             ahead: list[Future[Path]] = []
             for number, path in enumerate(paths):
-                for later in paths[number + len(ahead) : number + 2]:
-                    ahead.append(fetcher.submit(source.fetch, later, folder, progress))
+                soon = paths[number + len(ahead) : number + 2]
+                ahead += [fetcher.submit(source.fetch, later, folder, progress) for later in soon]
                 file = ahead.pop(0).result()
                 for shard in by_file[path]:
                     yield shard, file

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 import attrs
 import torch
@@ -148,7 +149,7 @@ class _Reader:
         self._buffer = memoryview(bytearray(PIECE_ELEMENTS * 8))
         self._asked = 0
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> Self:
         self._file = os.open(self._path, os.O_RDONLY)
         return self
 
@@ -183,7 +184,7 @@ class _Writer:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> Self:
         self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
         self._direct = self._open_direct()
         self._thread = ThreadPoolExecutor(1)

@@ -13,6 +13,7 @@ from wanstore.files import files_below, hash_file
 from wanstore.interfaces import Progress, Quiet, VerifyReport
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest
 
+
 def check_against(folder: Path, manifest: Manifest) -> None:
     """Raise `DamagedError` unless `folder` holds just the files of `manifest`, in their sizes."""
     found = {path: status.st_size for path, status in files_below(folder).items() if path != MANIFEST_NAME}

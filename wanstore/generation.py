@@ -1,0 +1,76 @@
+"""From a ready pipeline and a prompt to a clip on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanstore.benchmarking.presets import FRAMES_PER_SECOND, Preset
+from wanstore.interfaces import Progress, Quiet
+
+if TYPE_CHECKING:
+    import numpy
+    from diffusers import WanPipeline
+
+
+def generate(
+    pipe: WanPipeline,
+    prompt: str,
+    preset: Preset,
+    *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> numpy.ndarray[Any, Any]:
+    """A clip as frames × height × width × 3, floats from 0 to 1. The same seed gives the same clip.
+
+    Sets the scheduler's `flow_shift` to the preset's. `progress` hears of each denoising step.
+    """
+    import torch
+
+    progress = progress or Quiet()
+    if pipe.scheduler.config.flow_shift != preset.flow_shift:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=preset.flow_shift)
+    task = f"generate {preset.name}"
+    progress.start(task, preset.steps, "steps")
+
+    def on_step(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        progress.advance(task, 1)
+        return tensors
+
+    bar = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        output = pipe(
+            prompt,
+            negative_prompt=negative_prompt,
+            height=preset.height,
+            width=preset.width,
+            num_frames=preset.frames,
+            num_inference_steps=preset.steps,
+            guidance_scale=preset.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            callback_on_step_end=on_step,
+            output_type="np",
+        )
+    finally:
+        pipe.set_progress_bar_config(**bar)
+    progress.finish(task)
+    frames: numpy.ndarray[Any, Any] = output.frames[0]
+    return frames
+
+
+def write_clip(frames: numpy.ndarray[Any, Any], path: Path) -> None:
+    """Write frames (as `generate` gives them) as an H.264 mp4 at 16 frames a second."""
+    import av
+    import numpy as np
+
+    pixels = (np.nan_to_num(frames).clip(0, 1) * 255).round().astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for image in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,169 @@
+"""How the command line talks to people: progress bars on a terminal, lines elsewhere, tables."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+
+from wanstore.manifest import Manifest
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+    from rich.table import Table
+
+
+class TerminalProgress:
+    """A `Progress` with a bar for each task on a terminal, and only messages elsewhere; all on stderr."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty() and not self._quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        with self._lock:
+            if self._bars is None:
+                return
+            if task in self._tasks:
+                self._bars.reset(self._tasks[task], total=total)
+            else:
+                self._tasks[task] = self._bars.add_task(task, total=total)
+
+    def advance(self, task: str, amount: int) -> None:
+        if self._bars is not None and task in self._tasks:
+            self._bars.advance(self._tasks[task], amount)
+
+    def finish(self, task: str) -> None:
+        with self._lock:
+            if self._bars is not None and task in self._tasks:
+                self._bars.remove_task(self._tasks.pop(task))
+
+    def message(self, text: str) -> None:
+        if self._quiet:
+            return
+        if self._bars is not None:
+            self._bars.console.print(text, highlight=False, markup=False)
+        else:
+            click.echo(text, err=True)
+
+
+def human_bytes(count: int) -> str:
+    """`count` bytes with a decimal unit: 14.45 GB."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+def show(*tables: Table) -> None:
+    """Print tables to stdout, as wide as they need when that is no terminal."""
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for table in tables:
+        console.print(table)
+
+
+def plain_table(*columns: str, title: str = "") -> Table:
+    """A table with the house's looks; columns that begin with `#` are numbers, set to the right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, title=title or None, title_justify="left")
+    for column in columns:
+        table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
+    return table
+
+
+def list_table(manifests: list[Manifest]) -> Table:
+    """What `wanstore list` shows."""
+    table = plain_table("name", "source", "commit", "#size", "made at")
+    for manifest in manifests:
+        size = human_bytes(manifest.size_bytes)
+        source = manifest.source
+        table.add_row(manifest.name, source.location, source.commit[:12], size, manifest.created_at)
+    return table
+
+
+def manifest_tables(manifest: Manifest) -> list[Table]:
+    """What `wanstore show` shows: the facts, the conversion by component, the files."""
+    facts = plain_table("", "", title=manifest.name)
+    source = manifest.source
+    facts.add_row("source", f"{source.location} ({source.kind}) at {source.commit}")
+    facts.add_row("made", f"{manifest.created_at}, {manifest.conversion.converter} {manifest.conversion.options}")
+    facts.add_row("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    facts.add_row("size", human_bytes(manifest.size_bytes))
+    facts.add_row("digest", manifest.digest)
+    components = plain_table(
+        "component", "#tensors", "#parameters", "from", "#stored", "#largest value", "#overflows", "#to zero",
+        "#subnormal", "#rms error", title="conversion",
+    )  # fmt: skip
+    for name, record in manifest.conversion.components.items():
+        components.add_row(
+            name,
+            str(record.tensors),
+            f"{record.parameters:,}",
+            ", ".join(f"{count} {dtype}" for dtype, count in record.source_dtypes.items()),
+            human_bytes(record.stored_bytes),
+            f"{record.max_abs:.4g}",
+            str(record.overflows),
+            f"{record.flushed_to_zero:,}",
+            f"{record.subnormals:,}",
+            f"{record.relative_rms_error:.2e}",
+        )
+    files = plain_table("file", "#size", "sha256", title="files")
+    for entry in manifest.files:
+        files.add_row(entry.path, human_bytes(entry.size_bytes), entry.sha256[:16])
+    return [facts, components, files]
+
+
+def tensors_table(component: str, tensors: list[dict[str, Any]]) -> Table:
+    """What `wanstore show --tensors` adds: a row for each tensor of a component."""
+    table = plain_table(
+        "tensor", "from", "shape", "#largest value", "#overflows", "#to zero", "#subnormal", "#max error", "#rms error",
+        title=component,
+    )  # fmt: skip
+    for tensor in tensors:
+        table.add_row(
+            tensor["name"],
+            tensor["source_dtype"],
+            "×".join(map(str, tensor["shape"])),
+            f"{tensor['max_abs']:.4g}",
+            str(tensor["overflows"]),
+            str(tensor["flushed_to_zero"]),
+            str(tensor["subnormals"]),
+            f"{tensor['max_error']:.2e}",
+            f"{tensor['rms_error']:.2e}",
+        )
+    return table
