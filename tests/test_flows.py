@@ -1,0 +1,174 @@
+"""setup and load, end to end: a real Hub protocol, real files, real kills."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import wanstore
+from wanstore.conversion.fp16 import Fp16Converter
+from wanstore.errors import (
+    AlreadyExistsError,
+    ConversionRefusedError,
+    DamagedError,
+    DiskFullError,
+    NotFoundError,
+    NotSupportedError,
+    SourceError,
+    WanstoreError,
+)
+from wanstore.interfaces import Quiet
+from wanstore.stores.local import LocalStore
+
+
+class Messages(Quiet):
+    """A progress that keeps the messages."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+def test_a_folder_is_set_up_whole_and_says_where_it_came_from(tiny_fp32: Path, store: LocalStore) -> None:
+    """Every stored floating tensor is F16, the manifest names source and versions, and the hashes hold."""
+    manifest = wanstore.setup(str(tiny_fp32), store, name="w")
+    assert store.list() == [manifest] and store.verify("w").ok
+    assert manifest.source.kind == "folder" and {"torch", "python", "wanstore"} <= manifest.versions.keys()
+    for path in (store.root / "w").rglob("*.safetensors"):
+        assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
+
+
+def test_a_second_setup_of_the_same_recipe_is_a_no_op_that_says_so(tiny_fp32: Path, store: LocalStore) -> None:
+    """Nothing is written again, and a message says why."""
+    first = wanstore.setup(str(tiny_fp32), store, name="w")
+    before = {path: path.stat().st_mtime_ns for path in (store.root / "w").rglob("*")}
+    messages = Messages()
+    assert wanstore.setup(str(tiny_fp32), store, name="w", progress=messages) == first
+    assert "nothing to do" in messages.said[0]
+    assert {path: path.stat().st_mtime_ns for path in (store.root / "w").rglob("*")} == before
+
+
+def test_another_recipe_under_the_same_name_needs_replace(tiny_fp32: Path, tiny_bf16: Path, store: LocalStore) -> None:
+    """Another source, or the same with another policy, is another recipe."""
+    wanstore.setup(str(tiny_fp32), store, name="w")
+    with pytest.raises(AlreadyExistsError, match="--replace"):
+        wanstore.setup(str(tiny_bf16), store, name="w")
+    with pytest.raises(AlreadyExistsError):
+        wanstore.setup(str(tiny_fp32), store, name="w", converter=Fp16Converter(overflow="clamp"))
+    replaced = wanstore.setup(str(tiny_bf16), store, name="w", replace=True)
+    assert store.list() == [replaced] and store.verify("w").ok
+
+
+def test_a_damaged_manifest_is_healed_by_replace(tiny_fp32: Path, store: LocalStore) -> None:
+    """Without --replace it is an error that says so."""
+    wanstore.setup(str(tiny_fp32), store, name="w")
+    (store.root / "w/wanstore.json").write_text("{")
+    with pytest.raises(DamagedError, match="--replace"):
+        wanstore.setup(str(tiny_fp32), store, name="w")
+    wanstore.setup(str(tiny_fp32), store, name="w", replace=True)
+    assert store.verify("w").ok
+
+
+def change_tensor(folder: Path, component: str, change: str) -> str:
+    """Damage one component's first file; returns the tensor's name."""
+    path = min((folder / component).glob("*.safetensors"))
+    tensors = load_file(path)
+    name = min(tensors)
+    if change == "drop":
+        del tensors[name]
+    elif change == "reshape":
+        tensors[name] = torch.zeros(3, 3, 3)
+    elif change == "add":
+        name = "a.tensor.too.many"
+        tensors[name] = torch.zeros(3)
+    elif change == "nan":
+        tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [("drop", SourceError), ("reshape", SourceError), ("add", SourceError), ("nan", ConversionRefusedError)],
+)
+def test_a_source_that_does_not_fit_its_models_leaves_the_store_as_it_was(
+    tiny_fp32: Path, store: LocalStore, tmp_path: Path, change: str, error: type[WanstoreError]
+) -> None:
+    """The tensor is named, and no work stays behind."""
+    wanstore.setup(str(tiny_fp32), store, name="kept")
+    bad = copy_of(tiny_fp32, tmp_path / "bad")
+    name = change_tensor(bad, "vae", change)
+    with pytest.raises(error, match=name.replace(".", r"\.")):
+        wanstore.setup(str(bad), store, name="w")
+    assert [manifest.name for manifest in store.list()] == ["kept"]
+    assert not list((store.root / ".wanstore/stages").iterdir())
+
+
+def test_too_little_room_is_said_before_any_work(
+    tiny_fp32: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error gives both figures."""
+    usage = shutil.disk_usage(tiny_fp32)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(DiskFullError, match=r"0\.0 GB are free"):
+        wanstore.setup(str(tiny_fp32), store, name="w")
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("source", ["no-such-word", "./no/such/folder", "https://huggingface.co/a/b"])
+def test_a_source_that_is_nothing_is_not_found(store: LocalStore, source: str) -> None:
+    """Neither a folder nor a repo."""
+    with pytest.raises(NotFoundError):
+        wanstore.setup(source, store)
+
+
+def test_an_unknown_scheme_names_the_extra_to_install(tiny_fp32: Path) -> None:
+    """Before anything else is done."""
+    with pytest.raises(NotSupportedError, match=r"wanstore\[modal\]"):
+        wanstore.setup(str(tiny_fp32), "modal://anime-models")
+    with pytest.raises(NotSupportedError, match="s3://"):
+        wanstore.open_store("s3://bucket")
+
+
+def test_kill_9_at_any_point_leaves_nothing_or_the_whole_pipeline(tiny_fp32: Path, tmp_path: Path) -> None:
+    """A setup killed at many touches of the disk: the store is whole, the next run ends well, nothing is left."""
+    program = Path(__file__).with_name("kill_points.py")
+    command = [sys.executable, str(program), str(tiny_fp32), str(tmp_path / "store"), "40"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    assert run.returncode == 0, run.stderr
+    killed, resumed = map(int, run.stdout.split())
+    assert killed > 10 and resumed > 0
+
+
+def test_load_takes_a_name_in_a_store_or_one_address(tiny_fp32: Path, store: LocalStore) -> None:
+    """Both give the same pipeline; a wrong name says how to see the right ones."""
+    wanstore.setup(str(tiny_fp32), store, name="w")
+    by_name = wanstore.load("w", store=store, device="cpu")
+    by_address = wanstore.load(str(store.root / "w"), device="cpu", verify=True)
+    assert torch.equal(by_name.text_encoder.shared.weight, by_address.text_encoder.shared.weight)
+    with pytest.raises(NotFoundError, match="wanstore list"):
+        wanstore.load("nothing", store=store)
+
+
+def test_importing_load_imports_neither_torch_nor_diffusers() -> None:
+    """`from wanstore import load` costs milliseconds."""
+    code = "import sys; from wanstore import load; print(sorted({'torch', 'diffusers'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,134 @@
+"""What the project says about itself is true."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import shutil
+import subprocess
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import wanstore
+from wanstore.cli import main
+from wanstore.interfaces import Converter, WeightStore
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@cache
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]  # type: ignore[no-any-return]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    found = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in found}
+
+
+def command_blocks(page: Path) -> str:
+    """The fenced code of a page: what a reader copies and runs."""
+    return "\n".join(re.findall(r"```[a-z]*\n(.*?)```", page.read_text(), flags=re.DOTALL))
+
+
+def tracked_files() -> list[Path]:
+    """Every file that git tracks or would add."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = [git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def test_versions_agree() -> None:
+    """The version in pyproject.toml is the one that the package reports."""
+    assert project()["version"] == wanstore.__version__
+
+
+def test_package_ships_its_types() -> None:
+    """Type checkers read the package's own annotations."""
+    assert (Path(wanstore.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_command_in_the_pages_is_a_target(page: Path) -> None:
+    """`make X` in code that a reader copies, or in backquotes, is a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", command_blocks(page), flags=re.MULTILINE))
+    named |= set(re.findall(r"`make ([a-z]+)", page.read_text()))
+    assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_wanstore_command_in_the_pages_exists(page: Path) -> None:
+    """A command line that a reader copies names a command and options that there are."""
+    for line in re.findall(r"^wanstore .*(?:\n +.*)*", command_blocks(page), flags=re.MULTILINE):
+        name, *words = re.findall(r"[^\s\[\]]+", line.split(" #")[0])[1:]
+        assert name in main.commands, line
+        known = {option for parameter in main.commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_readme_shows_both_first_commands() -> None:
+    """The first screen of the README names the two commands that a newcomer runs."""
+    first_screen = (ROOT / "README.md").read_text().splitlines()[:30]
+    assert any(line.startswith("make demo") for line in first_screen)
+    assert any(line.startswith("make test") for line in first_screen)
+
+
+def test_links_between_the_repository_pages_lead_somewhere() -> None:
+    """A relative link in README or CONTRIBUTING names a file that is there."""
+    for page in PAGES[:2]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(("group", "interface"), [("wanstore.stores", WeightStore), ("wanstore.converters", Converter)])
+def test_entry_points_resolve_to_their_interface(group: str, interface: type) -> None:
+    """Each built-in backend can be imported by its entry point and is what the group promises."""
+    entries = project()["entry-points"][group]
+    assert entries
+    for target in entries.values():
+        assert issubclass(pkgutil.resolve_name(target), interface)
+
+
+def test_script_resolves() -> None:
+    """The `wanstore` command leads to something callable."""
+    assert callable(pkgutil.resolve_name(project()["scripts"]["wanstore"]))
+
+
+def test_pins_fit_the_ranges() -> None:
+    """Development uses versions that pyproject.toml allows, and pins every direct dependency."""
+    extras = project()["optional-dependencies"]
+    required = project()["dependencies"] + extras["modal"] + extras["docs"] + extras["dev"]
+    for requirement in map(Requirement, required):
+        pin = pins().get(canonicalize_name(requirement.name))
+        assert pin is not None, f"{requirement.name} has no pin"
+        assert requirement.specifier.contains(pin), f"{requirement} does not allow {pin}"
+
+
+def test_torch_is_pinned_first_and_torchvision_never() -> None:
+    """torch decides what else fits, in constraints.txt as in the Makefile; torchvision is not wanted."""
+    assert next(iter(pins())) == "torch"
+    assert f"torch=={pins()['torch']}\n" in (ROOT / "Makefile").read_text()
+    assert "torchvision" not in pins()
+
+
+def test_no_file_names_a_place_on_someones_machine() -> None:
+    """Paths of a developer's own machine do not get into the repository."""
+    own_places = re.compile(rb"(?<![\w.}])/(work|root|home)/")
+    hits = []
+    for path in tracked_files():
+        content = path.read_bytes()
+        if b"\0" not in content[:8192] and own_places.search(content):
+            hits.append(path.relative_to(ROOT).as_posix())
+    assert not hits

@@ -1,0 +1,110 @@
+"""Before a load: is the folder what its manifest says, and does it hold a pipeline that this loader builds?"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from wanstore.errors import DamagedError, NotFoundError, NotSupportedError
+from wanstore.files import files_below, hash_file
+from wanstore.interfaces import Progress, Quiet
+from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
+
+_REPAIR = "Run setup again with --replace"
+_MODEL_CLASSES = {
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+}
+_READ_SUFFIXES = (".json", ".safetensors")
+"""Files that a load may open. One that the manifest doesn't list could stand in for one that it does."""
+
+
+def check_sealed(folder: Path, *, verify: bool, progress: Progress | None = None) -> None:
+    """Raise `DamagedError` naming every file of a sealed `folder` that is not as its manifest says.
+
+    Kinds and sizes are compared always, SHA-256 with `verify`. Raises `NotFoundError` without a manifest.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise NotFoundError(
+            f"{folder} is not sealed: it has no {MANIFEST_NAME}",
+            "Run setup, or load it as it is with sealed=False",
+        )
+    faults = _wrong_files(folder, manifest)
+    if verify and not faults:
+        faults = _wrong_hashes(folder, manifest, progress or Quiet())
+    if faults:
+        listed = "; ".join(f"{path} {fault}" for path, fault in sorted(faults.items()))
+        raise DamagedError(f"{folder} is not what its manifest says: {listed}", _REPAIR)
+
+
+def _wrong_files(folder: Path, manifest: Manifest) -> dict[str, str]:
+    found = files_below(folder)
+    faults = {}
+    for entry in manifest.files:
+        status = found.pop(entry.path, None)
+        if status is None:
+            faults[entry.path] = "is missing"
+        elif not stat.S_ISREG(status.st_mode):  # a link could be pointed elsewhere after this check
+            faults[entry.path] = "is no regular file"
+        elif status.st_size != entry.size_bytes:
+            faults[entry.path] = f"has {status.st_size} bytes instead of {entry.size_bytes}"
+    extra = [path for path in found if path.endswith(_READ_SUFFIXES) and path != MANIFEST_NAME]
+    return faults | dict.fromkeys(extra, "does not belong to it")
+
+
+def _wrong_hashes(folder: Path, manifest: Manifest, progress: Progress) -> dict[str, str]:
+    def fault(entry: FileEntry) -> str:
+        try:
+            return "" if hash_file(folder / entry.path, progress, task) == entry.sha256 else "has another SHA-256"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+
+    task = f"verify {manifest.name}"
+    progress.start(task, manifest.size_bytes)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        faults = dict(zip((entry.path for entry in manifest.files), pool.map(fault, manifest.files), strict=True))
+    progress.finish(task)
+    return {path: fault for path, fault in faults.items() if fault}
+
+
+def check_pipeline(folder: Path) -> None:
+    """Raise `NotSupportedError` unless `folder` holds a Wan 2.1 text-to-video pipeline.
+
+    Raises `NotFoundError` when it holds no pipeline at all.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise NotFoundError(f"{folder} is no pipeline folder: it has no model_index.json", "Check the path")
+    index = read_json(folder / "model_index.json")
+    if index.get("_class_name") != "WanPipeline":
+        raise NotSupportedError(
+            f"{folder / 'model_index.json'} describes a {index.get('_class_name')}, not a WanPipeline",
+            "Use the text-to-video pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        )
+    two_stage = index.get("transformer_2", [None, None]) != [None, None] or index.get("boundary_ratio") is not None
+    if two_stage or index.get("expand_timesteps"):
+        raise NotSupportedError(f"{folder} holds a Wan 2.2 pipeline", "wanstore loads Wan 2.1 only")
+    for component, classes in _MODEL_CLASSES.items():
+        if index.get(component) != classes:
+            raise NotSupportedError(
+                f"{folder / 'model_index.json'} names {index.get(component)} as {component}, not {classes}",
+                "wanstore loads Wan 2.1 text-to-video only",
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raises `DamagedError` when there is none."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror})", _REPAIR) from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is not JSON ({error})", _REPAIR) from error
+    if not isinstance(document, dict):
+        raise DamagedError(f"{path} is not a JSON object", _REPAIR)
+    return document
