@@ -11,6 +11,8 @@ TORCH_ARGS ?=
 # Test processes at a time. Each one imports torch: count about 1 GB of memory for each.
 WORKERS ?= auto
 PYTEST_ARGS ?=
+# Where `make bench` makes its source: name a folder on the disk to measure.
+BENCH_FOLDER ?= build/bench
 STAMP := $(VENV)/.installed
 
 # $(call retry,COMMAND): an index may hiccup; try three times before giving up.
@@ -52,8 +54,8 @@ format: venv ## Format, and fix what ruff can fix
 docs: venv ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: venv ## Run the benchmarks (minutes, gigabytes)
-	$(BIN)/python -m pytest benchmarks -m "" --timeout 0 $(PYTEST_ARGS)
+bench: venv ## Conversion against its peers (minutes, about 25 GB of disk)
+	$(BIN)/python benchmarks/conversion.py $(BENCH_FOLDER)
 
 clean: ## Remove what was built, and the caches; .venv stays
 	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

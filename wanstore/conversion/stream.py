@@ -13,6 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -118,6 +119,17 @@ def convert_shard(
         ),
         not_finite=tuple(r.name for sums, r in zip(statistics, shard.reads, strict=True) if sums.not_finite),
     )
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keep torch from splitting a piece over cores, which hash and write already: it would wait for itself."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @attrs.frozen

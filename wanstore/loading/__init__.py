@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,21 +48,25 @@ def load(
     Raises:
         NotFoundError: there is no such folder, or no manifest in it.
         DamagedError: files are not what the manifest, the configs or their own headers say.
-        NotSupportedError: another kind of pipeline, or a device that is not there.
+        NotSupportedError: another kind of pipeline, a device that is not there, or `verify` without `sealed`.
     """
     folder, progress, clock = Path(folder), progress or Quiet(), PhaseClock()
     with clock.phase("check"):
         if not folder.is_dir():
             raise NotFoundError(f"There is no folder {folder}", "Check the path")
+        if verify and not sealed:
+            raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
         if sealed:
             check_sealed(folder, verify=verify, progress=progress)
         check_pipeline(folder)
         files = {component: find_weights(folder, component) for component in STEMS}
     with clock.phase("imports"):
-        import wanstore.loading.assemble  # noqa: F401  the heavy ones: torch, diffusers, transformers
-        import wanstore.loading.tokenizer
+        for module in ("assemble", "reader", "tokenizer"):  # what needs torch, diffusers and transformers
+            import_module(f"wanstore.loading.{module}")
+    with clock.phase("device"):
+        ready_device = _device(device)
     with quiet_libraries():
-        return _build(folder, _device(device), files, progress, clock)
+        return _build(folder, ready_device, files, progress, clock)
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
@@ -73,7 +78,10 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         device = torch.device(wanted)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
-        raise NotSupportedError(f"There is no device {wanted} ({error})", "Use cpu, or a machine that has it") from error
+        reason = str(error).splitlines()[0]
+        raise NotSupportedError(
+            f"There is no device {wanted} ({reason})", "Use cpu, or a machine that has it"
+        ) from error
     return device
 
 
@@ -84,6 +92,8 @@ def _build(
     progress: Progress,
     clock: PhaseClock,
 ) -> WanPipeline:
+    import torch
+
     from wanstore.loading.assemble import assemble
     from wanstore.loading.tokenizer import load_tokenizer
 
@@ -95,6 +105,8 @@ def _build(
         progress.start(task, size_bytes)
         for component, model in models.items():
             _read_into(folder, component, model, files[component], device, partial(progress.advance, task))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         progress.finish(task)
     with clock.phase("tokenizer"):
         tokenizer = load_tokenizer(folder / "tokenizer")

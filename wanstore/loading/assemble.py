@@ -88,7 +88,8 @@ def load_scheduler(folder: Path) -> Any:
     scheduler_class = getattr(diffusers, str(name), None) if library == "diffusers" else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
         raise NotSupportedError(f"{folder / 'model_index.json'} names no scheduler of diffusers: {library}, {name}")
-    return scheduler_class.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    build: Any = scheduler_class
+    return build.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 def assemble(folder: Path, models: Mapping[str, Any], tokenizer: Any, device: torch.device) -> Any:

@@ -113,7 +113,7 @@ def _fill(file: WeightFile, runs: list[_Run], advance: Callable[[int], None]) ->
 
 def _pieces(runs: list[_Run]) -> Iterator[tuple[int, memoryview]]:
     for run in runs:
-        view = memoryview(run.buffer.numpy())
+        view = run.buffer.numpy().data
         for begin in range(0, len(view), _PIECE_BYTES):
             yield run.start + begin, view[begin : begin + _PIECE_BYTES]
 

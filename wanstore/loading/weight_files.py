@@ -94,11 +94,10 @@ def _paths(folder: Path, stem: str) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DamagedError(f"{index} has no weight_map")
-    names = weight_map.values()
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or PurePosixPath(name).name != name or name == ".." or "\0" in name:
+        if not isinstance(name, str) or name in {"", ".."} or PurePosixPath(name).name != name or "\0" in name:
             raise DamagedError(f"{index}: tensor {tensor} is said to be in {name!r}, which is not beside it")
-    return [folder / name for name in sorted(set(names))]
+    return [folder / name for name in sorted(set(weight_map.values()))]
 
 
 def _open_header(path: Path) -> WeightFile:

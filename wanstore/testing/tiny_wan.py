@@ -30,7 +30,7 @@ _EXTRA_IDS = 20
 _DIFFUSERS = "0.33.0.dev0"
 """The version that wrote the published files."""
 
-MODEL_INDEX = {
+MODEL_INDEX: dict[str, Any] = {
     "_class_name": "WanPipeline",
     "_diffusers_version": _DIFFUSERS,
     "scheduler": ["diffusers", "UniPCMultistepScheduler"],
@@ -39,7 +39,7 @@ MODEL_INDEX = {
     "transformer": ["diffusers", "WanTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "_class_name": "UniPCMultistepScheduler", "_diffusers_version": _DIFFUSERS,
     "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001, "disable_corrector": [],
     "dynamic_thresholding_ratio": 0.995, "final_sigmas_type": "zero", "flow_shift": 3.0, "lower_order_final": True,
@@ -49,7 +49,7 @@ SCHEDULER = {
     "trained_betas": None, "use_beta_sigmas": False, "use_exponential_sigmas": False, "use_flow_sigmas": True,
     "use_karras_sigmas": False,
 }  # fmt: skip
-TEXT_ENCODER = {
+TEXT_ENCODER: dict[str, Any] = {
     "_name_or_path": "google/umt5-xxl", "architectures": ["UMT5EncoderModel"], "classifier_dropout": 0.0,
     "d_ff": 128, "d_kv": 16, "d_model": 64, "decoder_start_token_id": 0, "dense_act_fn": "gelu_new",
     "dropout_rate": 0.1, "eos_token_id": 1, "feed_forward_proj": "gated-gelu", "initializer_factor": 1.0,
@@ -59,13 +59,13 @@ TEXT_ENCODER = {
     "tie_word_embeddings": False, "tokenizer_class": "T5Tokenizer", "torch_dtype": "float32",
     "transformers_version": "4.48.0.dev0", "use_cache": True, "vocab_size": 256,
 }  # fmt: skip
-TRANSFORMER = {
+TRANSFORMER: dict[str, Any] = {
     "_class_name": "WanTransformer3DModel", "_diffusers_version": _DIFFUSERS, "added_kv_proj_dim": None,
     "attention_head_dim": 32, "cross_attn_norm": True, "eps": 1e-06, "ffn_dim": 256, "freq_dim": 256,
     "image_dim": None, "in_channels": 16, "num_attention_heads": 4, "num_layers": 2, "out_channels": 16,
     "patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024, "text_dim": 64,
 }  # fmt: skip
-VAE = {
+VAE: dict[str, Any] = {
     "_class_name": "AutoencoderKLWan", "_diffusers_version": _DIFFUSERS, "attn_scales": [], "base_dim": 8,
     "dim_mult": [1, 2, 4, 4], "dropout": 0.0,
     "latents_mean": [
@@ -93,7 +93,7 @@ def make_tiny_wan(folder: Path, *, dtype: str = "float32", shard_bytes: int = 20
     text_encoder = {**TEXT_ENCODER, "torch_dtype": dtype}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        built = {
+        built: dict[str, tuple[Any, dict[str, Any], str]] = {
             "text_encoder": (UMT5EncoderModel(UMT5Config.from_dict(text_encoder)), text_encoder, "model"),
             "transformer": (WanTransformer3DModel.from_config(TRANSFORMER), TRANSFORMER, "diffusion_pytorch_model"),
             "vae": (AutoencoderKLWan.from_config(VAE), VAE, "diffusion_pytorch_model"),
@@ -144,9 +144,8 @@ def _write_tokenizer(folder: Path) -> None:
 def _train() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Replace(" {2,}", " ")
-    metaspace = {"replacement": "▁", "prepend_scheme": "always"}
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**metaspace)
-    tokenizer.decoder = decoders.Metaspace(**metaspace)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
     trainer = trainers.UnigramTrainer(
         vocab_size=200, special_tokens=list(_SPECIAL), unk_token="<unk>", show_progress=False
     )

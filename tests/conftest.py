@@ -1,0 +1,47 @@
+"""Tiny pipelines that many tests read, each made once a session. A test that changes one copies it first."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def _make(factory: pytest.TempPathFactory, dtype: str) -> Path:
+    from wanstore.testing.tiny_wan import make_tiny_wan
+
+    return make_tiny_wan(factory.mktemp("tiny") / dtype, dtype=dtype)
+
+
+@pytest.fixture(scope="session")
+def tiny_fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pipeline folder as the Hub publishes Wan 2.1: every tensor float32."""
+    return _make(tmp_path_factory, "float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_bf16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in bfloat16."""
+    return _make(tmp_path_factory, "bfloat16")
+
+
+@pytest.fixture(scope="session")
+def tiny_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float16, as a store holds it; not sealed."""
+    return _make(tmp_path_factory, "float16")
+
+
+@pytest.fixture
+def tiny_copy(tiny_fp16: Path, tmp_path: Path) -> Path:
+    """A float16 folder of the test's own, to damage."""
+    return Path(shutil.copytree(tiny_fp16, tmp_path / "tiny"))
+
+
+@pytest.fixture
+def tiny_sealed(tiny_copy: Path) -> Path:
+    """A sealed float16 folder of the test's own."""
+    from wanstore.testing.sealing import seal_as_is
+
+    seal_as_is(tiny_copy)
+    return tiny_copy
