@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-import wanstore.loading.assemble  # the heavy imports, once
+import wanstore.loading.assemble  # noqa: F401  the heavy imports, once
 from wanstore.flows import setup
 from wanstore.stores.local import LocalStore
 
@@ -75,5 +75,4 @@ def main(source: str, root: Path, points: int) -> None:
 
 
 if __name__ == "__main__":
-    assert wanstore.loading.assemble
     main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))

@@ -79,7 +79,7 @@ def test_generate_writes_an_mp4_at_16_frames_a_second(store: Path, tmp_path: Pat
     assert "weights" in run.stdout
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
-        assert (stream.frames, stream.average_rate, stream.width, stream.height) == (9, 16, 64, 64)
+        assert (stream.frames, str(stream.average_rate), stream.width, stream.height) == (9, "16", 64, 64)
 
 
 def test_delete_removes_and_a_second_delete_says_it_is_gone(store: Path, tmp_path: Path) -> None:

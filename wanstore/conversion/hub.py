@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 
@@ -167,9 +167,8 @@ class HubSource(Source):
         return self._tree[path]
 
     def _url(self, path: str) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(self.record.location, path, revision=self.record.commit, endpoint=self._endpoint)
+        # `hf_hub_url` bakes in the endpoint that was set when the client was imported.
+        return f"{self._endpoint}/{self.record.location}/resolve/{self.record.commit}/{quote(path)}"
 
     def _list(self, url: str) -> Iterator[_File]:
         page: str | None = url
@@ -257,9 +256,14 @@ class _Http:
                 if time.monotonic() > end:
                     raise _PassingError(f"no whole answer within {self._limits.api_seconds:g} s")
             try:
-                return json.loads(body), response.links.get("next", {}).get("url")
+                return json.loads(body), self._on_endpoint(response.links.get("next", {}).get("url"))
             except ValueError:
                 raise _PassingError("an answer that is not JSON") from None
+
+    def _on_endpoint(self, url: str | None) -> str | None:
+        """A link from the Hub, held to the Hub's own host: our token goes with it."""
+        own = urlsplit(self._endpoint)
+        return urlsplit(url)._replace(scheme=own.scheme, netloc=own.netloc).geturl() if url else None
 
     def range(self, url: str, start: int, stop: int, size: int) -> bytes:
         """The bytes from `start` up to `stop` of a file of `size` bytes, in memory."""
@@ -457,7 +461,8 @@ class _Download:
             self._progress.advance(self._file.path, -self._file.size)
             self._progress.message(f"{self._file.path}: the bytes are not the Hub's; fetching it anew")
         raise DamagedError(
-            f"{self._file.path} arrived damaged {_FETCHES} times: its hash is not the Hub's", "Check the network"
+            f"{self._file.path} arrived damaged {_FETCHES} times: its hash is not the Hub's",
+            "Try again, or from another network",
         )
 
     def _fetched_right(self) -> bool:
@@ -497,6 +502,9 @@ class _Download:
         connections = self._limits.connections if self._ranges else 1
         with ThreadPoolExecutor(connections) as pool, self._notes.open("a") as notes:
             try:
+                # Takes the notes' block while there is room, so that a full disk can still be noted.
+                notes.write("\n")
+                notes.flush()
                 for piece in self._missing(have):
                     pool.submit(self._work, part, piece, news)
                 hashed = 0

@@ -31,6 +31,18 @@ class TensorStatistics:
     squared_error: float = 0.0
     squared: float = 0.0
 
+    def add(self, other: TensorStatistics) -> None:
+        """Fold in the sums of another part of the same tensor."""
+        self.elements += other.elements
+        self.not_finite += other.not_finite
+        self.overflows += other.overflows
+        self.flushed_to_zero += other.flushed_to_zero
+        self.subnormals += other.subnormals
+        self.squared_error += other.squared_error
+        self.squared += other.squared
+        self.max_abs = max(self.max_abs, other.max_abs)
+        self.max_error = max(self.max_error, other.max_error)
+
     def record(self, tensor: Tensor, stored_dtype: str) -> TensorRecord:
         count = max(self.elements, 1)
         return TensorRecord(

@@ -1,7 +1,7 @@
 """One streaming pass over a shard: read, cast, measure, hash and write, in a few megabytes of memory.
 
-The caller's thread reads and casts piece by piece, in the core's own cache; one thread hashes and one writes.
-All of them let go of the GIL for the heavy part, so two cores stay busy.
+The output is cut into blocks. A few threads fill blocks, piece by piece in their core's own cache; one thread
+hashes the blocks in order and one writes them. All let go of the GIL for the heavy part, so every core is busy.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import errno
 import hashlib
 import mmap
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +28,9 @@ from wanstore.manifest import TensorRecord
 from wanstore.safetensors_format import DATA_ALIGNMENT, ITEM_BYTES
 
 _BLOCK_BYTES = 4 << 20
-_BLOCKS = 6
+_FILLING_THREADS = max(1, min(3, os.cpu_count() or 1))
+"""Three fill faster than one core can hash."""
+_BLOCKS = _FILLING_THREADS + 5
 _READ_AHEAD_BYTES = 64 << 20
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -52,59 +55,41 @@ def convert_shard(
     `advance` hears of source bytes as they are done. Raises `SourceError` when the source ends early, and
     `OSError` when the target cannot be written.
     """
-    statistics = [TensorStatistics() for _ in shard.reads]
-    caster = Float16Caster(clamp=clamp)
+    totals = [TensorStatistics() for _ in shard.reads]
     digest = hashlib.sha256()
-    with _Reader(source) as reader, _Writer(target) as writer, ThreadPoolExecutor(1) as hasher:
-        under_way: deque[tuple[mmap.mmap, Future[None], Future[None]]] = deque()
-        free = [mmap.mmap(-1, _BLOCK_BYTES) for _ in range(_BLOCKS)]
+    filling: deque[tuple[_Block, mmap.mmap, Future[_Partials]]] = deque()
+    leaving: deque[tuple[mmap.mmap, Future[None], Future[None]]] = deque()
+    free = [mmap.mmap(-1, _BLOCK_BYTES) for _ in range(_BLOCKS)]
+    with ExitStack() as stack:
+        reader = stack.enter_context(_Reader(source))
+        writer = stack.enter_context(_Writer(target))
+        hasher = stack.enter_context(ThreadPoolExecutor(1))
+        fillers = stack.enter_context(ThreadPoolExecutor(_FILLING_THREADS))
+        filler = _Filler(shard, reader, clamp=clamp)
 
-        def flush(block: mmap.mmap, size: int, position: int) -> None:
-            view = memoryview(block)[:size]
-            under_way.append((block, hasher.submit(digest.update, view), writer.submit(view, position)))
+        def send_on() -> None:
+            """Hash and write the oldest block that is being filled."""
+            block, buffer, filled = filling.popleft()
+            for number, partial in filled.result():
+                totals[number].add(partial)
+            view = memoryview(buffer)[: block.size]
+            leaving.append((buffer, hasher.submit(digest.update, view), writer.submit(view, block.position)))
+            advance(block.source_bytes)
 
-        def next_block() -> mmap.mmap:
-            if free:
-                return free.pop()
-            block, hashed, written = under_way.popleft()
-            hashed.result()
-            written.result()
-            return block
-
-        block, used, position = next_block(), 0, 0
-        for offset in range(0, len(shard.layout.header), _BLOCK_BYTES):
-            part = shard.layout.header[offset : offset + _BLOCK_BYTES]
-            block[: len(part)] = part
-            flush(block, len(part), position)
-            block, position = next_block(), position + len(part)
-        for piece in _pieces(shard):
-            room = (_BLOCK_BYTES - used) // piece.item_bytes
-            done = 0
-            while done < piece.elements:
-                if room == 0:
-                    flush(block, used, position)
-                    block, position, used = next_block(), position + used, 0
-                    room = _BLOCK_BYTES // piece.item_bytes
-                count = min(piece.elements - done, room)
-                raw = reader.read(piece.start + done * piece.source_item_bytes, count * piece.source_item_bytes)
-                if raw is None:
-                    raise SourceError(
-                        f"{shard.source_path} ends inside {shard.reads[piece.tensor].name}", "Fetch the source again"
-                    )
-                size = count * piece.item_bytes
-                if piece.dtype is None:
-                    block[used : used + size] = bytes(raw)
-                else:
-                    caster.cast(
-                        torch.frombuffer(raw, dtype=piece.dtype),
-                        torch.frombuffer(block, dtype=torch.float16, offset=used, count=count),
-                        statistics[piece.tensor],
-                    )
-                advance(len(raw))
-                used, done, room = used + size, done + count, room - count
-        if used:
-            flush(block, used, position)
-        for _, hashed, written in under_way:
+        for block in _blocks(shard):
+            if len(filling) > _FILLING_THREADS:
+                send_on()
+            if not free:
+                buffer, hashed, written = leaving.popleft()
+                hashed.result()
+                written.result()
+                free.append(buffer)
+            buffer = free.pop()
+            reader.read_ahead(block)
+            filling.append((block, buffer, fillers.submit(filler.fill, block, buffer)))
+        while filling:
+            send_on()
+        for _, hashed, written in leaving:
             hashed.result()
             written.result()
         writer.finish()
@@ -115,9 +100,9 @@ def convert_shard(
         sha256=digest.hexdigest(),
         tensors=tuple(
             sums.record(read, place.dtype)
-            for sums, read, place in zip(statistics, shard.reads, shard.layout.tensors, strict=True)
+            for sums, read, place in zip(totals, shard.reads, shard.layout.tensors, strict=True)
         ),
-        not_finite=tuple(r.name for sums, r in zip(statistics, shard.reads, strict=True) if sums.not_finite),
+        not_finite=tuple(read.name for sums, read in zip(totals, shard.reads, strict=True) if sums.not_finite),
     )
 
 
@@ -134,31 +119,93 @@ def one_torch_thread() -> Iterator[None]:
 
 @attrs.frozen
 class _Piece:
-    """Part of one tensor, small enough for the cache; `dtype` is None when bytes are copied as they are."""
+    """Part of one tensor, small enough for the cache: from `start` in the source to `offset` in its block."""
 
     tensor: int
     start: int
+    offset: int
     elements: int
-    source_item_bytes: int
-    item_bytes: int
-    dtype: torch.dtype | None
 
 
-def _pieces(shard: OutputShard) -> Iterator[_Piece]:
+@attrs.define
+class _Block:
+    """Up to `_BLOCK_BYTES` of the output file at `position`; `header` is what of the file's header is in it."""
+
+    position: int
+    header: bytes = b""
+    pieces: list[_Piece] = attrs.field(factory=list)
+    size: int = 0
+    source_bytes: int = 0
+
+
+_Partials = list[tuple[int, TensorStatistics]]
+
+
+def _blocks(shard: OutputShard) -> Iterator[_Block]:
+    """The output file in order, cut into blocks."""
+    header = shard.layout.header
+    for position in range(0, len(header), _BLOCK_BYTES):
+        part = header[position : position + _BLOCK_BYTES]
+        yield _Block(position, header=part, size=len(part))
+    block = _Block(len(header))
     for number, (read, place) in enumerate(zip(shard.reads, shard.layout.tensors, strict=True)):
-        dtype = _FLOATS.get(read.dtype) if place.dtype == "F16" else None
-        item = ITEM_BYTES[read.dtype]
-        for first in range(0, read.elements, PIECE_ELEMENTS):
-            count = min(PIECE_ELEMENTS, read.elements - first)
-            yield _Piece(number, read.start + first * item, count, item, ITEM_BYTES[place.dtype], dtype)
+        item, source_item = ITEM_BYTES[place.dtype], ITEM_BYTES[read.dtype]
+        done = 0
+        while done < read.elements:
+            count = min(PIECE_ELEMENTS, read.elements - done, (_BLOCK_BYTES - block.size) // item)
+            if count == 0:
+                yield block
+                block = _Block(block.position + block.size)
+                continue
+            block.pieces.append(_Piece(number, read.start + done * source_item, block.size, count))
+            block.size += count * item
+            block.source_bytes += count * source_item
+            done += count
+    if block.size:
+        yield block
+
+
+class _Filler:
+    """Fills blocks; any number of threads may do so at once, each with buffers of its own."""
+
+    def __init__(self, shard: OutputShard, reader: _Reader, *, clamp: bool) -> None:
+        self._shard = shard
+        self._reader = reader
+        self._clamp = clamp
+        self._own = threading.local()
+
+    def fill(self, block: _Block, buffer: mmap.mmap) -> _Partials:
+        """Put the block's bytes into `buffer`; the statistics of its pieces, tensor by tensor."""
+        if not hasattr(self._own, "caster"):
+            torch.set_num_threads(1)  # this thread's own setting: see `one_torch_thread`
+            self._own.caster = Float16Caster(clamp=self._clamp)
+            self._own.buffer = bytearray(PIECE_ELEMENTS * max(ITEM_BYTES.values()))
+        buffer[: len(block.header)] = block.header
+        partials: _Partials = []
+        for piece in block.pieces:
+            if not partials or partials[-1][0] != piece.tensor:
+                partials.append((piece.tensor, TensorStatistics()))
+            self._fill_piece(piece, buffer, partials[-1][1])
+        return partials
+
+    def _fill_piece(self, piece: _Piece, buffer: mmap.mmap, sums: TensorStatistics) -> None:
+        read, place = self._shard.reads[piece.tensor], self._shard.layout.tensors[piece.tensor]
+        raw = memoryview(self._own.buffer)[: piece.elements * ITEM_BYTES[read.dtype]]
+        if not self._reader.read(raw, piece.start):
+            raise SourceError(f"{self._shard.source_path} ends inside {read.name}", "Fetch the source again")
+        if place.dtype == "F16":
+            values = torch.frombuffer(raw, dtype=_FLOATS[read.dtype])
+            target = torch.frombuffer(buffer, dtype=torch.float16, offset=piece.offset, count=piece.elements)
+            self._own.caster.cast(values, target, sums)
+        else:
+            buffer[piece.offset : piece.offset + len(raw)] = bytes(raw)
 
 
 class _Reader:
-    """Reads pieces of a file into one small buffer, the kernel reading ahead."""
+    """Reads parts of a file from any thread, the kernel reading ahead."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._buffer = memoryview(bytearray(PIECE_ELEMENTS * 8))
         self._asked = 0
 
     def __enter__(self) -> Self:
@@ -168,18 +215,19 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def read(self, start: int, size: int) -> memoryview | None:
-        """`size` bytes from `start`, valid until the next call; None when the file ends before."""
-        self._read_ahead(start)
+    def read(self, into: memoryview, start: int) -> bool:
+        """Fill `into` with what begins at `start`; false when the file ends before that."""
         got = 0
-        while got < size:
-            count = os.preadv(self._file, [self._buffer[got:size]], start + got)
+        while got < len(into):
+            count = os.preadv(self._file, [into[got:]], start + got)
             if count == 0:
-                return None
+                return False
             got += count
-        return self._buffer[:size]
+        return True
 
-    def _read_ahead(self, start: int) -> None:
+    def read_ahead(self, block: _Block) -> None:
+        """Tell the kernel what will be wanted soon."""
+        start = block.pieces[0].start if block.pieces else 0
         if start + _READ_AHEAD_BYTES > self._asked and hasattr(os, "posix_fadvise"):
             begin = max(start, self._asked)
             self._asked = start + 2 * _READ_AHEAD_BYTES

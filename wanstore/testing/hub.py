@@ -249,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, files: dict[str, Blob], below: str) -> None:
         recursive = self.query.get("recursive", [""])[0].lower() in ("true", "1")
         base = PurePosixPath(below)
-        inside = {path: blob for path, blob in files.items() if base in PurePosixPath(path).parents}
+        inside = {path: blob for path, blob in files.items() if not below or base in PurePosixPath(path).parents}
         if below and not inside:
             raise _RefusalError(404, "EntryNotFound", f"{below} does not exist")
         folders = {folder for path in inside for folder in PurePosixPath(path).parents if base in folder.parents}

@@ -1,0 +1,45 @@
+"""Faults to order, by the name of a call: an RPC's, or PUT and GET for the transfer of blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+
+
+class InjectedError(Exception):
+    """The call fails because a test asked for it."""
+
+
+class Faults:
+    """What the next calls meet. Safe to use from the test's thread while the server runs."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.stalled = threading.Event()
+        self._failing: Counter[str] = Counter()
+        self._stalling: dict[str, int] = {}
+
+    def fail(self, call: str, times: int) -> None:
+        """The next `times` calls fail: an RPC as UNAVAILABLE, a block transfer with status 500."""
+        self._failing[call] = times
+
+    def stall(self, call: str, *, after: int = 0) -> None:
+        """After `after` more calls, every further one waits for ever; `stalled` is set by the first."""
+        self.stalled.clear()
+        self._stalling[call] = self.calls[call] + after
+
+    def clear(self) -> None:
+        """Calls that begin from now on meet no fault."""
+        self._failing.clear()
+        self._stalling.clear()
+
+    async def meet(self, call: str) -> None:
+        """Count a call, and let it meet what was ordered."""
+        self.calls[call] += 1
+        if self.calls[call] > self._stalling.get(call, self.calls[call]):
+            self.stalled.set()
+            await asyncio.Event().wait()
+        if self._failing[call] > 0:
+            self._failing[call] -= 1
+            raise InjectedError(call)

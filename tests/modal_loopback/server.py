@@ -1,0 +1,135 @@
+"""The server: gRPC for the calls, HTTP for the blocks, in a thread of its own, on 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import grpclib.const
+import grpclib.server
+from aiohttp import web
+from grpclib import GRPCError, Status
+from modal_proto.api_grpc import ModalClientBase
+
+from tests.modal_loopback.faults import Faults, InjectedError
+from tests.modal_loopback.rpcs import DictCalls, VolumeCalls
+from tests.modal_loopback.volumes import BLOCK_BYTES, Volumes
+
+_HOST = "127.0.0.1"
+
+
+class _Servicer(ModalClientBase):
+    """Finds the method that answers an RPC among `calls`; what none of them knows is UNIMPLEMENTED."""
+
+    def __init__(self, calls: tuple[object, ...], faults: Faults) -> None:
+        self._calls = calls
+        self._faults = faults
+
+    def __mapping__(self) -> Mapping[str, grpclib.const.Handler]:  # noqa: PLW3201
+        handlers = super().__mapping__()
+        return {
+            path: handler._replace(func=self._answerer(path.rpartition("/")[2])) for path, handler in handlers.items()
+        }
+
+    def _answerer(self, name: str) -> Callable[[Any], Awaitable[None]]:
+        method = next((getattr(calls, name) for calls in self._calls if hasattr(calls, name)), None)
+
+        async def answer(stream: Any) -> None:
+            request = await stream.recv_message()
+            if method is None:
+                raise GRPCError(Status.UNIMPLEMENTED, f"the loopback does not know {name}")
+            try:
+                await self._faults.meet(name)
+                response = method(request)
+                for message in response if isinstance(response, Iterator) else [response]:
+                    await stream.send_message(message)
+            except InjectedError:
+                raise GRPCError(Status.UNAVAILABLE, "injected") from None
+            except FileNotFoundError as error:
+                raise GRPCError(Status.NOT_FOUND, f"{error}: not found") from None
+            except (OSError, ValueError) as error:
+                raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
+
+        return answer
+
+
+# The base class declares every RPC abstract; here they are answered by name instead.
+_Servicer.__abstractmethods__ = frozenset()
+
+
+class _Transfers:
+    """The HTTP side: blocks come by PUT and go by GET."""
+
+    def __init__(self, volumes: Volumes, faults: Faults) -> None:
+        self._volumes = volumes
+        self._faults = faults
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=1 << 31)
+        app.router.add_put("/blobs/{name}", self.put)
+        app.router.add_get("/files/{volume}/{number}/{path:.*}", self.get)
+        return app
+
+    async def put(self, request: web.Request) -> web.Response:
+        data = await request.read()
+        await self._meet("PUT")
+        self._volumes.add_block(data)
+        return web.Response(body=b"stored", headers={"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
+
+    async def get(self, request: web.Request) -> web.Response:
+        await self._meet("GET")
+        path = self._volumes.get(request.match_info["volume"]).path(request.match_info["path"])
+        with path.open("rb") as file:
+            file.seek(int(request.match_info["number"]) * BLOCK_BYTES)
+            data = file.read(BLOCK_BYTES)
+        return web.Response(body=data.rstrip(b"\0"))
+
+    async def _meet(self, method: str) -> None:
+        try:
+            await self._faults.meet(method)
+        except InjectedError:
+            raise web.HTTPInternalServerError(text="injected") from None
+
+
+class ControlPlane:
+    """Runs between `with` and its end. `url` is for MODAL_SERVER_URL; `volumes` and `faults` are the test's."""
+
+    def __init__(self, root: Path) -> None:
+        self.volumes = Volumes(root)
+        self.faults = Faults()
+        self.url = ""
+        self._started = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="modal-loopback", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(30), "the loopback did not start"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        transfers = web.AppRunner(_Transfers(self.volumes, self.faults).app(), shutdown_timeout=0.1)
+        await transfers.setup()
+        await web.TCPSite(transfers, _HOST, 0).start()
+        calls = (VolumeCalls(self.volumes, f"http://{_HOST}:{transfers.addresses[0][1]}"), DictCalls())
+        server = grpclib.server.Server([_Servicer(calls, self.faults)])
+        await server.start(_HOST, 0)
+        assert server._server and server._server.sockets
+        self.url = f"http://{_HOST}:{server._server.sockets[0].getsockname()[1]}"
+        self._started.set()
+        await self._stop.wait()
+        server.close()
+        await transfers.cleanup()

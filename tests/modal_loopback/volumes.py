@@ -1,0 +1,127 @@
+"""Volumes as folders: what they hold can be read, and damaged, as plain files."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import attrs
+
+BLOCK_BYTES = 8 << 20
+
+
+@attrs.frozen
+class Volume:
+    """One Volume: `folder` holds its files, `version` is 1 or 2."""
+
+    volume_id: str
+    name: str
+    version: int
+    folder: Path
+
+    def path(self, inside: str) -> Path:
+        """Where the path `inside` the Volume lies; raises `ValueError` when it leads out of it."""
+        parts = [part for part in PurePosixPath(inside.lstrip("/")).parts if part != "."]
+        if ".." in parts:
+            raise ValueError(f"{inside} leads out of the volume")
+        return self.folder.joinpath(*parts)
+
+    def name_of(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
+
+    def entries(self, inside: str, recursive: bool) -> Iterator[Path]:
+        """What lies in a folder, or the one file at that path."""
+        path = self.path(inside)
+        if not path.exists():
+            raise FileNotFoundError(inside)
+        if path.is_file():
+            yield path
+        else:
+            yield from sorted(path.rglob("*") if recursive else path.iterdir())
+
+    def write(self, inside: str, chunks: Iterable[bytes]) -> None:
+        """Write a file whole: it appears, or changes, in one step."""
+        target = self.path(inside)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.folder.parent / f"draft-{uuid.uuid4().hex}"
+        with draft.open("wb") as file:
+            file.writelines(chunks)
+        draft.rename(target)
+
+    def remove(self, inside: str, recursive: bool) -> None:
+        path = self.path(inside)
+        if not path.is_dir():
+            path.unlink()
+        elif recursive:
+            shutil.rmtree(path)
+        else:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), inside)
+
+    def copy(self, sources: Iterable[str], destination: str, recursive: bool) -> None:
+        """Copy as `cp` does: into a folder that is there, else to that very path."""
+        target = self.path(destination)
+        for source in map(self.path, sources):
+            place = target / source.name if target.is_dir() else target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir() and recursive:
+                shutil.copytree(source, place, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, place)
+
+
+class Volumes:
+    """All Volumes below one folder, and the blocks that were sent for them, by SHA-256."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._blocks = root / "blocks"
+        self._blocks.mkdir(parents=True)
+        self._by_id: dict[str, Volume] = {}
+
+    def create(self, name: str, version: int = 1) -> Volume:
+        volume_id = f"vo-{uuid.uuid4().hex[:22]}"
+        volume = Volume(volume_id, name, version, self._root / volume_id / "files")
+        volume.folder.mkdir(parents=True)
+        self._by_id[volume_id] = volume
+        return volume
+
+    def named(self, name: str) -> Volume | None:
+        return next((volume for volume in self._by_id.values() if volume.name == name), None)
+
+    def folder(self, name: str) -> Path:
+        """The files of the Volume `name`."""
+        volume = self.named(name)
+        assert volume, f"there is no volume {name}"
+        return volume.folder
+
+    def get(self, volume_id: str) -> Volume:
+        try:
+            return self._by_id[volume_id]
+        except KeyError:
+            raise FileNotFoundError(f"volume {volume_id}") from None
+
+    def all(self) -> list[Volume]:
+        return list(self._by_id.values())
+
+    def delete(self, volume_id: str) -> None:
+        shutil.rmtree(self.get(volume_id).folder)
+        del self._by_id[volume_id]
+
+    def rename(self, volume_id: str, name: str) -> None:
+        self._by_id[volume_id] = attrs.evolve(self.get(volume_id), name=name)
+
+    def has_block(self, sha256: str) -> bool:
+        return (self._blocks / sha256).is_file()
+
+    def block(self, sha256: str) -> bytes:
+        return (self._blocks / sha256).read_bytes()
+
+    def add_block(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        (self._blocks / sha256).write_bytes(data)
+        return sha256

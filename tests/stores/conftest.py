@@ -1,0 +1,34 @@
+"""A Modal account of the test's own: the real client, and a control plane on 127.0.0.1."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2]))  # tests/ is no package that could be installed
+
+from tests.modal_loopback import ControlPlane
+
+
+@pytest.fixture
+def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ControlPlane]:
+    """A running control plane; the environment points the client, also a subprocess's, at it."""
+    with ControlPlane(tmp_path / "modal") as plane:
+        monkeypatch.setenv("MODAL_SERVER_URL", plane.url)
+        monkeypatch.setenv("MODAL_TOKEN_ID", "ak-made-up")
+        monkeypatch.setenv("MODAL_TOKEN_SECRET", "as-made-up")
+        monkeypatch.setenv("WANSTORE_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("MODAL_IS_REMOTE", raising=False)
+        yield plane
+
+
+@pytest.fixture
+def client(control: ControlPlane) -> Iterator[object]:
+    """A client of the test's own: the one that modal keeps for the process outlives its control plane."""
+    import modal
+
+    with modal.Client.from_credentials("ak-made-up", "as-made-up") as client:
+        yield client
