@@ -83,7 +83,7 @@ def plain_os_errors(where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"No room left to write in {where}", "Free some space and run the same command again: it goes on"
+                f"No room is left for {where}", "Free some space and run the same command again: it goes on"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AccessError(

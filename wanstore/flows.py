@@ -74,6 +74,9 @@ def setup(
             _check_fits_models(plan)
             _check_room(plan, stage, keep_source)
             converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
+            if keep_source:
+                for path in plan.source_indexes:
+                    published.fetch(path, keep_source, progress)
         except WanstoreError as error:
             if not error.resumable:  # nothing to go on from: leave the store as it was
                 stage.discard()

@@ -67,10 +67,13 @@ class VerifyReport:
 class Stage(Protocol):
     """A place in a store that no reader sees, to write a pipeline folder in."""
 
-    path: Path
-    """The folder that `seal` publishes."""
-    scratch: Path
-    """A folder beside it for what may be dropped; gone after `seal`."""
+    @property
+    def path(self) -> Path:
+        """The folder that `seal` publishes."""
+
+    @property
+    def scratch(self) -> Path:
+        """A folder beside it for what may be dropped; gone after `seal`."""
 
     def seal(self, manifest: Manifest) -> None:
         """Write the manifest and publish the folder whole, in one step.

@@ -174,7 +174,8 @@ def test_a_killed_download_goes_on(hub: LoopbackHub, folder: Path, tmp_path: Pat
     """After kill -9, what had arrived is not asked for again, and the file is whole."""
     hub.rate_bytes = 8 * MIB
     script = (
-        "import sys; from pathlib import Path; from wanstore.conversion.hub import *\n"
+        "import sys; from pathlib import Path; from wanstore.interfaces import Quiet\n"
+        "from wanstore.conversion.hub import HubSource, Limits\n"
         f"source = HubSource({REPO!r}, limits=Limits(connections=2, piece_bytes={8 * MIB}))\n"
         f"source.fetch({BIG!r}, Path(sys.argv[1]), Quiet())"
     )

@@ -125,7 +125,7 @@ def _fetched_ahead(
             yield fetched()
         except BaseException:
             source.stop()
-            fetcher.shutdown(wait=False, cancel_futures=True)
+            fetcher.shutdown(wait=True, cancel_futures=True)
             raise
 
 

@@ -41,12 +41,16 @@ class OutputShard:
 
 @attrs.frozen
 class ConversionPlan:
-    """All that a conversion writes: converted shards, small files copied, and indexes made anew."""
+    """All that a conversion writes: converted shards, small files copied, and indexes made anew.
+
+    `source_indexes` are read in planning and not copied: only a kept source needs them.
+    """
 
     source: Source
     shards: tuple[OutputShard, ...]
     copies: tuple[str, ...]
     indexes: dict[str, dict[str, Any]]
+    source_indexes: tuple[str, ...]
     configs: dict[str, dict[str, Any]]
 
     @property
@@ -103,7 +107,9 @@ def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = S
                 "metadata": {"total_size": total},
                 "weight_map": dict(sorted(weight_map.items())),
             }
-    return ConversionPlan(source, tuple(shards), tuple(_copies(source)), indexes, configs)
+    paths = [f"{component}/{_STEMS[component]}.safetensors.index.json" for component in MODEL_CLASSES]
+    source_indexes = tuple(path for path in paths if path in source.files)
+    return ConversionPlan(source, tuple(shards), tuple(_copies(source)), indexes, source_indexes, configs)
 
 
 def _model_index(source: Source) -> dict[str, Any]:

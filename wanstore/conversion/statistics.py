@@ -13,7 +13,7 @@ from wanstore.safetensors_format import Tensor
 
 LARGEST = 65504.0
 """The largest finite float16."""
-PIECE_ELEMENTS = 1 << 17
+PIECE_ELEMENTS = 1 << 18
 """Values handled at once: source, float16 and scratch of a piece stay in a core's own cache."""
 
 

@@ -1,0 +1,192 @@
+"""setup from a Hub, end to end: the real client and command against a Hub on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import wanstore
+from wanstore.errors import UnreachableError
+from wanstore.interfaces import Quiet
+from wanstore.stores.local import LocalStore
+from wanstore.testing.hub import Fault, LoopbackHub
+
+REPO = "Wan-AI/Tiny"
+
+
+@pytest.fixture
+def hub(tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    with LoopbackHub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        hub.add_repo(REPO, tiny_fp32)
+        yield hub
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")
+
+
+def command(hub: LoopbackHub, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "wanstore", *arguments]
+
+
+def environment(hub: LoopbackHub, **more: str) -> dict[str, str]:
+    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", **more}
+
+
+def run(hub: LoopbackHub, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(hub, *arguments), env=environment(hub, **more), capture_output=True, text=True, check=False
+    )
+
+
+def test_the_hub_and_a_folder_give_the_same_pipeline(hub: LoopbackHub, tiny_fp32: Path, store: LocalStore) -> None:
+    """Equal bytes; the manifest says which commit they came from, though nobody named one."""
+    from_hub = wanstore.setup(REPO, store, name="hub")
+    from_folder = wanstore.setup(str(tiny_fp32), store, name="folder")
+    assert from_hub.files == from_folder.files and store.verify("hub").ok
+    assert (from_hub.source.kind, from_hub.source.location) == ("hub", REPO)
+    assert len(from_hub.source.commit) == 40 and from_hub.source.revision is None
+
+
+def test_only_what_a_pipeline_needs_is_fetched(
+    hub: LoopbackHub, tiny_copy: Path, store: LocalStore, tmp_path: Path
+) -> None:
+    """Readmes, pictures and pickles of the repo stay there."""
+    (tiny_copy / "README.md").write_text("read me")
+    (tiny_copy / "assets").mkdir()
+    (tiny_copy / "assets/teaser.mp4").write_bytes(bytes(1000))
+    (tiny_copy / "vae/diffusion_pytorch_model.bin").write_bytes(bytes(1000))
+    hub.add_repo("Wan-AI/Full", tiny_copy)
+    wanstore.setup("Wan-AI/Full", store)
+    asked = " ".join(request.path for request in hub.requests)
+    assert not any(stray in asked for stray in ("README", "teaser", ".bin"))
+
+
+class Watching(Quiet):
+    """A progress that looks at the folder of downloads whenever it hears something."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.most = 0
+
+    def advance(self, task: str, amount: int) -> None:
+        held = {path.name.removesuffix(".part").removesuffix(".pieces") for path in self.folder.rglob("*.safetensors*")}
+        self.most = max(self.most, len({name for name in held if not name.endswith(".json")}))
+
+
+def test_the_disk_never_holds_more_than_two_source_shards(hub: LoopbackHub, store: LocalStore) -> None:
+    """One that is converted, one that is fetched meanwhile."""
+    watching = Watching(store.root / ".wanstore/stages/w/scratch/source")
+    wanstore.setup(REPO, store, name="w", progress=watching)
+    assert watching.most == 2
+
+
+def test_the_source_can_be_kept(hub: LoopbackHub, tiny_fp32: Path, store: LocalStore, tmp_path: Path) -> None:
+    """With keep_source, the folder holds the files as published, and a later setup needs no network."""
+    kept = tmp_path / "kept"
+    wanstore.setup(REPO, store, name="w", keep_source=kept)
+    for path in kept.rglob("*.safetensors"):
+        assert path.read_bytes() == (tiny_fp32 / path.relative_to(kept)).read_bytes()
+    assert wanstore.setup(str(kept), store, name="again").files == store.manifest("w").files
+
+
+def test_a_second_setup_fetches_no_file(hub: LoopbackHub, store: LocalStore) -> None:
+    """The commit is looked up, and that is all."""
+    wanstore.setup(REPO, store)
+    hub.requests.clear()
+    wanstore.setup(REPO, store)
+    assert not [request for request in hub.requests if "/resolve/" in request.path]
+
+
+def test_a_moved_branch_is_another_recipe(hub: LoopbackHub, tiny_copy: Path, store: LocalStore) -> None:
+    """`main` at a new commit is not mistaken for the pipeline that is stored."""
+    first = wanstore.setup(REPO, store)
+    hub.add_repo(REPO, tiny_copy)
+    second = wanstore.setup(REPO, store, replace=True)
+    assert first.source.commit != second.source.commit and store.list() == [second]
+    assert wanstore.setup(REPO, store, revision=first.source.commit, name="old").files == first.files
+
+
+def test_a_killed_setup_goes_on_without_fetching_again(tiny_fp32: Path, store: LocalStore, tmp_path: Path) -> None:
+    """kill -9 in mid-download: shards that were converted are not asked for a second time."""
+    with LoopbackHub(rate_bytes=1_000_000) as hub:
+        hub.add_repo(REPO, tiny_fp32)
+        arguments = ("setup", REPO, "--store", str(store.root), "--name", "w")
+        process = subprocess.Popen(command(hub, *arguments), env=environment(hub), stderr=subprocess.DEVNULL)
+        journal = store.root / ".wanstore/stages/w/scratch/journal.jsonl"
+        deadline = time.monotonic() + 60
+        while not (journal.exists() and journal.read_text().count("\n") > 4):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert store.list() == []
+    done = [line.split('"path": "')[1].split('"')[0] for line in journal.read_text().splitlines()[1:]]
+    with LoopbackHub() as hub:
+        hub.add_repo(REPO, tiny_fp32)
+        second = run(hub, *arguments)
+        assert second.returncode == 0, second.stderr
+        assert "already converted" in second.stderr
+    assert store.verify("w").ok
+    # Planning reads headers, the first 100 kB, again; bodies of converted shards are not asked for.
+    bodies = {request.path.split("?")[0] for request in hub.requests if request.range != "bytes=0-99999"}
+    assert done
+    assert not [name for name in done if any(path.endswith(f"/{name}") for path in bodies)]
+
+
+def test_an_unreachable_hub_keeps_what_was_done(hub: LoopbackHub, store: LocalStore) -> None:
+    """When every retry failed, the error says to run again, and running again goes on."""
+    hub.faults.append(Fault("status", pattern="*vae*", count=1000, status=404))
+    with pytest.raises(wanstore.WanstoreError) as caught:
+        wanstore.setup(REPO, store, name="w")
+    assert "\n" not in str(caught.value)
+    hub.faults.clear()
+    assert wanstore.setup(REPO, store, name="w") == store.manifest("w")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (("Wan-AI/Nothing",), "no repo Wan-AI/Nothing"),
+        ((REPO, "--revision", "nowhere"), "no revision nowhere"),
+        (("Wan-AI/Gated",), "Accept the terms"),
+    ],
+)
+def test_refusals_are_one_clear_line_and_leave_the_store_alone(
+    hub: LoopbackHub, tiny_fp32: Path, store: LocalStore, source: tuple[str, ...], message: str
+) -> None:
+    """Status 1, no traceback, no token in the output, nothing stored."""
+    hub.add_repo("Wan-AI/Gated", tiny_fp32, gated=True)
+    result = run(hub, "setup", *source, "--store", str(store.root))
+    assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert store.list() == [] and not list((store.root / ".wanstore/stages").glob("*"))
+
+
+def test_no_token_reaches_output_or_disk(hub: LoopbackHub, store: LocalStore, tmp_path: Path) -> None:
+    """Also when the Hub refuses it."""
+    token = "hf_thisIsASecretToken"
+    result = run(hub, "setup", REPO, "--store", str(store.root), HF_TOKEN=token, HF_HOME=str(tmp_path / "hf"))
+    assert token not in result.stdout + result.stderr
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files or result.returncode
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
+def test_no_network_is_said_at_once(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed port is told with the address, after bounded retries."""
+    import wanstore.conversion.hub as hub_module
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    limits = hub_module.Limits(attempts=2, backoff_seconds=0.01)
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
+        hub_module.HubSource(REPO, limits=limits)
