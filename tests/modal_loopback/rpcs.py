@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.empty_pb2 import Empty
+from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
 from grpclib import GRPCError, Status
 from modal_proto import api_pb2
 
@@ -28,7 +28,7 @@ class VolumeCalls:
         self.volumes = volumes
         self._url = url
 
-    def VolumeGetOrCreate(self, request: Any) -> Any:  # noqa: N802
+    def VolumeGetOrCreate(self, request: Any) -> Any:
         volume = self.volumes.named(request.deployment_name)
         kind = request.object_creation_type
         if volume and kind == api_pb2.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS:
@@ -156,7 +156,7 @@ class DictCalls:
     def __init__(self) -> None:
         self._dicts: dict[str, dict[bytes, bytes]] = {}
 
-    def DictGetOrCreate(self, request: Any) -> Any:  # noqa: N802
+    def DictGetOrCreate(self, request: Any) -> Any:
         self._dicts.setdefault(request.deployment_name, {})
         return api_pb2.DictGetOrCreateResponse(
             dict_id=f"di-{request.deployment_name}", metadata=api_pb2.DictMetadata(name=request.deployment_name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ class _Servicer(ModalClientBase):
         self._calls = calls
         self._faults = faults
 
-    def __mapping__(self) -> Mapping[str, grpclib.const.Handler]:  # noqa: PLW3201
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
         handlers = super().__mapping__()
         return {
             path: handler._replace(func=self._answerer(path.rpartition("/")[2])) for path, handler in handlers.items()
@@ -58,7 +59,8 @@ class _Servicer(ModalClientBase):
 
 
 # The base class declares every RPC abstract; here they are answered by name instead.
-_Servicer.__abstractmethods__ = frozenset()
+_AnsweringServicer: Any = type("_AnsweringServicer", (_Servicer,), {})
+_AnsweringServicer.__abstractmethods__ = frozenset()
 
 
 class _Transfers:
@@ -121,15 +123,18 @@ class ControlPlane:
         self._loop.close()
 
     async def _serve(self) -> None:
-        transfers = web.AppRunner(_Transfers(self.volumes, self.faults).app(), shutdown_timeout=0.1)
+        transfers = web.AppRunner(_Transfers(self.volumes, self.faults).app(), shutdown_timeout=0.01)
         await transfers.setup()
         await web.TCPSite(transfers, _HOST, 0).start()
         calls = (VolumeCalls(self.volumes, f"http://{_HOST}:{transfers.addresses[0][1]}"), DictCalls())
-        server = grpclib.server.Server([_Servicer(calls, self.faults)])
-        await server.start(_HOST, 0)
-        assert server._server and server._server.sockets
-        self.url = f"http://{_HOST}:{server._server.sockets[0].getsockname()[1]}"
+        server = grpclib.server.Server([_AnsweringServicer(calls, self.faults)])
+        # Named as TCP, or asyncio leaves Nagle's algorithm on, and each call waits for 40 ms.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind((_HOST, 0))
+        await server.start(sock=listener)
+        self.url = f"http://{_HOST}:{listener.getsockname()[1]}"
         self._started.set()
         await self._stop.wait()
         server.close()
         await transfers.cleanup()
+        await asyncio.sleep(0)  # for closed connections to be taken off the loop

@@ -11,8 +11,6 @@ from wanstore.interfaces import WeightStore
 GROUP = "wanstore.stores"
 """Entry-point group of backends: the name is the URL scheme, the object is called with the URL."""
 
-_EXTRAS = {"modal": "modal"}
-
 
 def open_store(url: str | Path) -> WeightStore:
     """The store at `url`: `file:///folder`, a plain path, or another scheme that an installed backend serves.
@@ -30,15 +28,11 @@ def open_store(url: str | Path) -> WeightStore:
             backend = entry.load()
         except ImportError as error:
             raise NotSupportedError(
-                f"The backend for {scheme}:// ({entry.value}) cannot be imported: {error}", _how_to_install(scheme)
+                f"The backend for {scheme}:// ({entry.value}) cannot be imported: {error}", "Install what it needs"
             ) from error
         store: WeightStore = backend(text)
         return store
-    raise NotSupportedError(f"No store serves {scheme}:// addresses", _how_to_install(scheme))
-
-
-def _how_to_install(scheme: str) -> str:
-    known = sorted({"file", *(entry.name for entry in entry_points(group=GROUP))})
-    extra = _EXTRAS.get(scheme)
-    install = f"Install it with: pip install 'wanstore[{extra}]'" if extra else "Install a package that adds it"
-    return f"{install}, or use one of: {', '.join(f'{name}://' for name in known)}, a plain path"
+    known = ", ".join(f"{name}://" for name in sorted({entry.name for entry in entry_points(group=GROUP)}))
+    raise NotSupportedError(
+        f"No store serves {scheme}:// addresses", f"Install a package that adds it, or use a plain path or {known}"
+    )

@@ -1,0 +1,209 @@
+"""One Modal Volume through the `modal` client: list, read, write, remove, each tried again when it may help."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from wanstore.errors import AccessError, NotFoundError, NotSupportedError, UnreachableError, WanstoreError
+
+if TYPE_CHECKING:
+    import modal
+
+T = TypeVar("T")
+
+_FILE, _DIRECTORY = 1, 2  # of modal.types.FileEntryType, which may not be there to import
+
+RETRY_DELAYS_SECONDS = (0.5, 2.0, 8.0)
+"""The client tries a call or a block several times within seconds; these are for outages that last longer."""
+
+
+def import_modal() -> Any:
+    """The `modal` package; raises `NotSupportedError` when it is not installed."""
+    try:
+        import modal
+    except ImportError as error:
+        raise NotSupportedError(
+            "modal:// needs the modal package, which is not installed", "Install it: pip install 'wanstore[modal]'"
+        ) from error
+    return modal
+
+
+@contextmanager
+def plain_modal_errors() -> Iterator[None]:
+    """Turn the client's errors into ours; what is missing becomes `FileNotFoundError`."""
+    import_modal()
+    import aiohttp
+    from grpclib.exceptions import StreamTerminatedError
+    from modal import exception as modals
+
+    try:
+        yield
+    except modals.NotFoundError as error:
+        raise FileNotFoundError(str(error)) from error
+    except (modals.AuthError, modals.PermissionDeniedError) as error:
+        raise AccessError(
+            f"Modal refused us ({_one_line(error)})", "Log in with: modal setup, or set MODAL_TOKEN_ID and _SECRET"
+        ) from error
+    except (
+        modals.ServiceError,
+        modals.ConnectionError,
+        modals.TimeoutError,
+        modals.InternalError,
+        modals.ResourceExhaustedError,
+        modals.ExecutionError,  # a block that the other side would not take or give
+        aiohttp.ClientError,
+        StreamTerminatedError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
+        raise UnreachableError(
+            f"Modal did not answer as it should ({_one_line(error)})", "Run the same command again: it goes on"
+        ) from error
+    except modals.Error as error:
+        raise WanstoreError(f"Modal could not do that ({_one_line(error)})") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def retrying(operation: Callable[[], T]) -> T:
+    """What `operation` returns, tried again with growing pauses while Modal cannot be reached."""
+    for delay in RETRY_DELAYS_SECONDS:
+        try:
+            with plain_modal_errors():
+                return operation()
+        except UnreachableError:
+            time.sleep(delay)
+    with plain_modal_errors():
+        return operation()
+
+
+def _counting(attempt: Callable[[Callable[[int], None]], T], advance: Callable[[int], None]) -> T:
+    """Retry `attempt`, and take back what it had counted each time it begins anew."""
+    counted = 0
+
+    def count(amount: int) -> None:
+        nonlocal counted
+        counted += amount
+        advance(amount)
+
+    def anew() -> T:
+        if counted:
+            count(-counted)
+        return attempt(count)
+
+    return retrying(anew)
+
+
+class RemoteVolume:
+    """The Volume `name`. Paths are relative to its root; a missing one raises `FileNotFoundError`.
+
+    Raises `NotFoundError` while the Volume does not exist: only `create` makes it.
+    """
+
+    def __init__(self, name: str, client: modal.Client | None = None) -> None:
+        self.name = name
+        self.client = client
+        self._found: modal.Volume | None = None
+
+    def create(self) -> None:
+        """Make the Volume unless it is there."""
+        self._found = retrying(lambda: self._look_up(create=True))
+
+    def _volume(self) -> modal.Volume:
+        if self._found is None:
+            try:
+                self._found = retrying(lambda: self._look_up(create=False))
+            except FileNotFoundError:
+                raise NotFoundError(
+                    f"There is no Modal Volume {self.name!r}", "It is created by the first: wanstore setup"
+                ) from None
+        return self._found
+
+    def _look_up(self, create: bool) -> modal.Volume:
+        volume: modal.Volume = import_modal().Volume.from_name(self.name, create_if_missing=create, client=self.client)
+        return volume.hydrate()
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in `folder`."""
+        return sorted(entry.path.rpartition("/")[2] for entry in self._entries(folder) if entry.type == _DIRECTORY)
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Every file below `folder`, by its path relative to it; empty when there is none. A link counts as -1."""
+        try:
+            entries = self._entries(folder, recursive=True)
+        except FileNotFoundError:
+            return {}
+        start = len(folder.strip("/")) + 1 if folder.strip("/") else 0
+        return {
+            entry.path.lstrip("/")[start:]: entry.size if entry.type == _FILE else -1
+            for entry in entries
+            if entry.type != _DIRECTORY
+        }
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or a folder at `path`."""
+        try:
+            self._entries(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _entries(self, path: str, recursive: bool = False) -> list[Any]:
+        volume = self._volume()
+        return retrying(lambda: volume.listdir(path or "/", recursive=recursive))
+
+    def read(self, path: str) -> bytes:
+        """A small file's bytes."""
+        volume = self._volume()
+        return retrying(lambda: b"".join(volume.read_file(path)))
+
+    def fetch(self, path: str, file: IO[bytes], advance: Callable[[int], None]) -> None:
+        """Write the file at `path` into `file`. `advance` hears of bytes, and of those that have to come again."""
+        volume = self._volume()
+
+        def attempt(count: Callable[[int], None]) -> None:
+            file.seek(0)
+            file.truncate()
+            volume.read_file_into_fileobj(path, file, progress_cb=lambda *, advance=0, **_: count(advance))
+
+        _counting(attempt, advance)
+
+    def sha256(self, path: str, advance: Callable[[int], None]) -> str:
+        """SHA-256 of the file at `path`, which passes through memory block by block; `advance` as in `fetch`."""
+        volume = self._volume()
+
+        def attempt(count: Callable[[int], None]) -> str:
+            digest = hashlib.sha256()
+            for block in volume.read_file(path):
+                digest.update(block)
+                count(len(block))
+            return digest.hexdigest()
+
+        return _counting(attempt, advance)
+
+    def put(self, files: Mapping[str, Path | bytes]) -> None:
+        """Write files, each from a local path or from bytes, over what is there. They appear together, at the end."""
+        volume = self._volume()
+
+        def attempt() -> None:
+            with volume.batch_upload(force=True) as batch:
+                for path, source in files.items():
+                    batch.put_file(io.BytesIO(source) if isinstance(source, bytes) else source, "/" + path)
+
+        retrying(attempt)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a whole folder, if it is there."""
+        volume = self._volume()
+        try:
+            retrying(lambda: volume.remove_file(path, recursive=True))
+        except FileNotFoundError:
+            return

@@ -1,0 +1,197 @@
+"""A Modal Volume mounted in a container: a folder whose changes others see once they are committed."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import attrs
+from filelock import FileLock, Timeout
+
+from wanstore.errors import AccessError, BusyError, NotFoundError, UnreachableError, WanstoreError
+from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
+from wanstore.manifest import Manifest
+from wanstore.stores.local import LocalStore
+from wanstore.stores.modal_client import RETRY_DELAYS_SECONDS
+from wanstore.stores.modal_lease import Lease
+
+T = TypeVar("T")
+
+_ABANDONED_SECONDS = 24 * 3600.0
+"""A stage that nobody has written to for so long is a dead container's."""
+
+
+class Committable(Protocol):
+    """What this needs of a `modal.Volume`."""
+
+    def commit(self) -> object: ...
+    def reload(self) -> object: ...
+
+
+class _MountedFolder(LocalStore):
+    """A local store whose locks lie outside of it, since a commit or a reload fails while a file is open there.
+
+    They keep runs in this container apart; a lease keeps containers apart. The stages of other containers may
+    have come into view by a background commit: they are left alone until they are old.
+    """
+
+    @contextmanager
+    def _lock(self, name: str, wait_seconds: float = 2.0) -> Iterator[None]:
+        folder = Path(tempfile.gettempdir(), f"wanstore-locks-{os.getuid()}")
+        folder.mkdir(exist_ok=True, mode=0o700)
+        lock = FileLock(folder / hashlib.sha256(f"{self.root}/{name}".encode()).hexdigest())
+        try:
+            lock.acquire(timeout=wait_seconds)
+        except Timeout:
+            raise BusyError(f"Another run in this container is writing {name!r}", "Wait until it is done") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _sweep(self, except_for: str | None = None) -> None:
+        for stage in (self._own / "stages").glob("*"):
+            if stage.name != except_for and time.time() - _newest(stage) > _ABANDONED_SECONDS:
+                shutil.rmtree(stage, ignore_errors=True)
+
+
+def _newest(folder: Path) -> float:
+    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+
+
+class MountedStore(WeightStore):
+    """Pipeline folders below `root`, on a mounted Volume. Staged there, published by rename, then committed.
+
+    When a name is missing the Volume is reloaded, once, to see what others have committed: never while a
+    stage of ours is open.
+    """
+
+    def __init__(self, url: str, root: Path, volume: Committable, lease: Callable[[str, str], Lease] | None) -> None:
+        self._url = url
+        self._local = _MountedFolder(root)
+        self._volume = volume
+        self._lease = lease
+        self._open_stages = 0
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def list(self) -> builtins.list[Manifest]:
+        return self._local.list()
+
+    def manifest(self, name: str) -> Manifest:
+        return self._look(lambda: self._local.manifest(name))
+
+    def local_path(self, name: str) -> Path:
+        return self._look(lambda: self._local.local_path(name))
+
+    def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
+        return self._look(lambda: self._local.verify(name, progress=progress))
+
+    def delete(self, name: str) -> None:
+        self._check_writable()
+        self._look(lambda: self._local.delete(name))
+        self._commit()
+
+    def sweep(self) -> None:
+        self._local.sweep()
+
+    @contextmanager
+    def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> Iterator[Stage]:
+        self._check_writable()
+        self._see_others(name)
+        lease = self._lease(name, f"{platform.node()}:{self._local.root}") if self._lease else None
+        # The local lock first: an entry of this machine's is then known to be a dead run's.
+        with (
+            self._local.stage(name, replace=replace, resume=resume) as inner,
+            lease.held() if lease else nullcontext(_nothing) as still_ours,
+        ):
+            self._open_stages += 1
+            try:
+                yield MountedStage(inner, still_ours, self._commit)
+            finally:
+                self._open_stages -= 1
+
+    def _see_others(self, name: str) -> None:
+        """Another container may have sealed the name since this one saw the Volume."""
+        try:
+            self.manifest(name)
+        except WanstoreError:
+            return
+
+    def _look(self, ask: Callable[[], T]) -> T:
+        try:
+            return ask()
+        except NotFoundError:
+            if self._open_stages:
+                raise
+            self._reload()
+            return ask()
+
+    def _reload(self) -> None:
+        try:
+            self._volume.reload()
+        except (RuntimeError, FileNotFoundError) as error:
+            raise NotFoundError(
+                f"It is not in this container's view of {self._url}, which cannot be reloaded ({error})",
+                "Close all files on the Volume, leave its folders, and try again",
+            ) from error
+
+    def _commit(self) -> None:
+        for delay in (*RETRY_DELAYS_SECONDS, None):
+            try:
+                self._volume.commit()
+                return
+            except RuntimeError as error:
+                if delay is None:
+                    raise UnreachableError(
+                        f"{self._url} was written, but could not be committed ({error})",
+                        "Modal tries again when this container ends: verify it from another one",
+                    ) from error
+                time.sleep(delay)
+
+    def _check_writable(self) -> None:
+        try:
+            (self._local.root / ".wanstore").mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self._local.root / ".wanstore").close()
+        except OSError as error:
+            raise AccessError(
+                f"{self._url} cannot be written at {self._local.root} ({error.strerror})",
+                "Mount the Volume without read_only",
+            ) from error
+
+
+def _nothing() -> None:
+    """The check of a lease that could not be had."""
+
+
+@attrs.define
+class MountedStage:
+    """A stage on the mount; sealing publishes and commits it."""
+
+    _inner: Stage
+    _still_ours: Callable[[], None]
+    _commit: Callable[[], None]
+    path: Path = attrs.field(init=False)
+    scratch: Path = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.path, self.scratch = self._inner.path, self._inner.scratch
+
+    def seal(self, manifest: Manifest) -> None:
+        self._still_ours()
+        self._inner.seal(manifest)
+        self._commit()
+
+    def discard(self) -> None:
+        self._inner.discard()

@@ -1,0 +1,174 @@
+"""A Modal Volume seen from outside: pipelines go up and down through the client."""
+
+from __future__ import annotations
+
+import builtins
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from wanstore.errors import BusyError, DamagedError, InvalidNameError, NotFoundError, NotSupportedError
+from wanstore.interfaces import Progress, Quiet, Stage, VerifyReport, WeightStore
+from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
+from wanstore.stores.folder import check_against
+from wanstore.stores.local import LocalStore
+from wanstore.stores.modal_client import RemoteVolume
+from wanstore.stores.modal_lease import Lease
+from wanstore.stores.modal_transfer import Places, Upload, check_free, download, is_sealed, remove
+from wanstore.stores.names import check_name
+
+_HASHING_AT_ONCE = 2
+"""Each of these fetches several blocks at a time already."""
+
+
+class RemoteStore(WeightStore):
+    """Pipeline folders below `prefix` of a Volume. `cache` is a local folder for downloads and stages."""
+
+    def __init__(self, url: str, volume: RemoteVolume, prefix: str, cache: Path, progress: Progress) -> None:
+        self._url = url
+        self._volume = volume
+        self._prefix = prefix
+        self._cache = cache
+        self._staging = LocalStore(cache / "staging" / prefix)
+        self.progress = progress
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def list(self) -> builtins.list[Manifest]:
+        try:
+            names = self._volume.folders(self._prefix)
+        except (NotFoundError, FileNotFoundError):
+            return []
+        found = []
+        for name in names:
+            try:
+                found.append(self.manifest(name))
+            except (InvalidNameError, NotFoundError, DamagedError, NotSupportedError):
+                continue  # a foreign or damaged folder hides none of the others
+        return found
+
+    def manifest(self, name: str) -> Manifest:
+        places = self._places(name)
+        try:
+            data = self._volume.read(places.manifest)
+        except FileNotFoundError:
+            raise self._missing(name) from None
+        return attrs.evolve(parse_manifest(data, f"{self._url}/{name}/{MANIFEST_NAME}"), name=name)
+
+    @contextmanager
+    def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> Iterator[Stage]:
+        places = self._places(name)
+        self._volume.create()
+        check_free(self._volume, places, replace)
+        lease = Lease(f"{self._volume.name}/{places.folder}", f"{platform.node()}:{self._cache}", self._volume.client)
+        with self._staging.stage(name, resume=resume) as inner, lease.held() as still_ours:
+            yield RemoteStage(inner, lambda path, manifest: self._publish(path, manifest, places, replace, still_ours))
+
+    def _publish(
+        self, path: Path, manifest: Manifest, places: Places, replace: bool, still_ours: Callable[[], None]
+    ) -> None:
+        check_against(path, manifest)
+        Upload(self._volume, places, path, manifest, self.progress, still_ours).run(replace)
+
+    def local_path(self, name: str) -> Path:
+        places = self._places(name)
+        manifest = self.manifest(name)
+        while True:
+            try:
+                cache = LocalStore(self._cache / "pipelines" / manifest.digest)
+                return download(self._volume, places, manifest, cache, self.progress)
+            except DamagedError:
+                now = self.manifest(name)
+                if now.digest == manifest.digest:
+                    raise
+                manifest = now  # it was replaced while it came down: begin again with the new one
+
+    def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
+        """Every file comes down to be hashed and is dropped again: count on a download's time."""
+        progress = progress or Quiet()
+        began = time.perf_counter()
+        places, manifest = self._places(name), self.manifest(name)
+        found = self._volume.sizes(places.folder)
+        task = f"verify {name}"
+        progress.start(task, manifest.size_bytes)
+
+        def damaged(entry: FileEntry) -> bool:
+            if found[entry.path] != entry.size_bytes:
+                return True
+            path = f"{places.folder}/{entry.path}"
+            return self._volume.sha256(path, lambda count: progress.advance(task, count)) != entry.sha256
+
+        present = [entry for entry in manifest.files if entry.path in found]
+        with ThreadPoolExecutor(_HASHING_AT_ONCE) as pool:
+            verdicts = list(pool.map(damaged, present))
+        progress.finish(task)
+        listed = {entry.path for entry in manifest.files} | {MANIFEST_NAME}
+        return VerifyReport(
+            name=name,
+            files=len(manifest.files),
+            size_bytes=manifest.size_bytes,
+            seconds=time.perf_counter() - began,
+            damaged=tuple(sorted(e.path for e, bad in zip(present, verdicts, strict=True) if bad)),
+            missing=tuple(sorted(listed - found.keys())),
+            extra=tuple(sorted(found.keys() - listed)),
+        )
+
+    def delete(self, name: str) -> None:
+        places = self._places(name)
+        if not is_sealed(self._volume, places):
+            raise self._missing(name)
+        remove(self._volume, places)
+
+    def sweep(self) -> None:
+        """Drop what dead runs left in the local cache, and unsealed uploads that no live run is at work on."""
+        self._staging.sweep()
+        intents = Places(self._prefix, "").intent.rstrip("/")
+        try:
+            names = sorted(self._volume.sizes(intents))
+        except NotFoundError:
+            return
+        for name in names:
+            try:
+                with self.stage(name, replace=True):
+                    self._drop_unsealed(self._places(name))
+            except BusyError:
+                continue
+
+    def _drop_unsealed(self, places: Places) -> None:
+        if is_sealed(self._volume, places):
+            self._volume.remove(places.uploads)
+            self._volume.remove(places.intent)
+        else:
+            remove(self._volume, places)
+
+    def _places(self, name: str) -> Places:
+        return Places(self._prefix, check_name(name))
+
+    def _missing(self, name: str) -> NotFoundError:
+        return NotFoundError(f"There is no pipeline {name!r} in {self._url}", "See what is there with: wanstore list")
+
+
+@attrs.define
+class RemoteStage:
+    """A stage in a local folder; sealing uploads it."""
+
+    _inner: Stage
+    _publish: Callable[[Path, Manifest], None]
+    path: Path = attrs.field(init=False)
+    scratch: Path = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.path, self.scratch = self._inner.path, self._inner.scratch
+
+    def seal(self, manifest: Manifest) -> None:
+        self._publish(self.path, manifest)
+
+    def discard(self) -> None:
+        self._inner.discard()
