@@ -1,6 +1,6 @@
 """float32 to float16, wanstore against its peers, each in a fresh process on the same source.
 
-    python benchmarks/conversion.py WORKFOLDER [--text-encoder-layers 0] [--runs 3]
+    python benchmarks/conversion.py WORKFOLDER [--text-encoder-layers 0] [--runs 4]
 
 Makes a source of the real shapes with random weights in WORKFOLDER (10.4 GB without text encoder layers, its
 embedding alone; 28.9 GB with the real 24; needs twice that on disk), then converts it in turn by each way, with
@@ -11,6 +11,7 @@ process, imports included.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -82,9 +83,11 @@ def compare(folder: Path, layers: int, runs: int) -> None:
         (source / "made").touch()
     size = sum(path.stat().st_size for path in source.rglob("*.safetensors"))
     found: dict[str, dict[str, list[tuple[float, float]]]] = {way: {"warm": [], "cold": []} for way in WAYS}
-    for _ in range(runs):
+    # In changing order: a machine may hand out memory quickly after a run that had taken much of it.
+    orders = itertools.islice(itertools.cycle(itertools.permutations(WAYS)), runs)
+    for order in orders:
         for cold in (False, True):
-            for way in WAYS:
+            for way in order:
                 state = "cold" if cold else "warm"
                 found[way][state].append(measure(way, source, folder / "target", cold=cold))
                 print(f"{way}, {state}: {found[way][state][-1]}", file=sys.stderr)
@@ -105,7 +108,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text-encoder-layers", type=int, default=0)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--run", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -121,6 +121,15 @@ def test_a_source_that_does_not_fit_its_models_leaves_the_store_as_it_was(
     assert not list((store.root / ".wanstore/stages").iterdir())
 
 
+def test_a_config_that_describes_no_model_is_named(tiny_fp32: Path, store: LocalStore, tmp_path: Path) -> None:
+    """Before any weights are read."""
+    bad = copy_of(tiny_fp32, tmp_path / "bad")
+    (bad / "vae/config.json").write_text('{"dim_mult": "many"}')
+    with pytest.raises(SourceError, match=r"vae/config\.json"):
+        wanstore.setup(str(bad), store)
+    assert store.list() == []
+
+
 def test_too_little_room_is_said_before_any_work(
     tiny_fp32: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,12 +148,10 @@ def test_a_source_that_is_nothing_is_not_found(store: LocalStore, source: str) -
         wanstore.setup(source, store)
 
 
-def test_an_unknown_scheme_names_the_extra_to_install(tiny_fp32: Path) -> None:
-    """Before anything else is done."""
-    with pytest.raises(NotSupportedError, match=r"wanstore\[modal\]"):
-        wanstore.setup(str(tiny_fp32), "modal://anime-models")
-    with pytest.raises(NotSupportedError, match="s3://"):
-        wanstore.open_store("s3://bucket")
+def test_an_unknown_scheme_is_refused(tiny_fp32: Path) -> None:
+    """Before anything else is done; the schemes that there are come with it."""
+    with pytest.raises(NotSupportedError, match=r"s3://.*file://, modal://"):
+        wanstore.setup(str(tiny_fp32), "s3://bucket")
 
 
 def test_kill_9_at_any_point_leaves_nothing_or_the_whole_pipeline(tiny_fp32: Path, tmp_path: Path) -> None:

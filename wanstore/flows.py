@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from wanstore.errors import (
     AlreadyExistsError,
+    DamagedError,
     DiskFullError,
     NotFoundError,
     NotSupportedError,
@@ -211,7 +212,10 @@ def _check_fits_models(plan: ConversionPlan) -> None:
     """Raise `SourceError` unless the planned tensors are just those that the configs' models have."""
     expected_tensors = import_module("wanstore.loading.assemble").expected_tensors
     for component, config in plan.configs.items():
-        wanted: dict[str, tuple[int, ...]] = expected_tensors(component, config)
+        try:
+            wanted: dict[str, tuple[int, ...]] = expected_tensors(component, config)
+        except DamagedError as error:
+            raise SourceError(error.what, "Fetch the source again") from error
         held = {t.name: (t.shape, s.source_path) for s in plan.shards if s.component == component for t in s.reads}
         for name in sorted(wanted.keys() | held.keys()):
             if name not in held:
