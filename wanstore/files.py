@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
-
-from wanstore.interfaces import Progress
 
 _BLOCK_BYTES = 4 << 20
 
 
-def hash_file(path: Path, progress: Progress | None = None, task: str = "") -> str:
-    """SHA-256 of a file, read in blocks; `progress` hears of each under `task`."""
+def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, read in blocks; `advance` hears of the bytes of each."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(block):
             digest.update(block[:count])
-            if progress:
-                progress.advance(task, count)
+            if advance:
+                advance(count)
     return digest.hexdigest()
 
 

@@ -62,7 +62,7 @@ def setup(
     check_name(name)
     store = _as_store(store)
     converter = make_converter(converter) if isinstance(converter, str) else converter
-    published = open_source(source, revision, keep_source)
+    published = open_source(source, revision, keep=keep_source, progress=progress)
     recipe = recipe_of(published.record, converter)
     existing = _existing(store, name, recipe, replace)
     if existing:
@@ -95,7 +95,9 @@ def setup(
     return manifest
 
 
-def open_source(source: str, revision: str | None = None, keep: Path | None = None) -> Source:
+def open_source(
+    source: str, revision: str | None = None, *, keep: Path | None = None, progress: Progress | None = None
+) -> Source:
     """The folder or Hub repo that `source` names, fixed at one state. A folder that exists comes first."""
     folder = Path(source).expanduser()
     if folder.is_dir() or source.startswith((".", "/", "~")):
@@ -108,7 +110,7 @@ def open_source(source: str, revision: str | None = None, keep: Path | None = No
         raise NotFoundError(f"{source!r} is neither a folder nor a Hub repo", "Name a folder, or a repo as OWNER/NAME")
     from wanstore.conversion.hub import HubSource
 
-    return HubSource(source, revision, keep=keep)
+    return HubSource(source, revision, keep=keep, progress=progress)
 
 
 def make_converter(name: str) -> Converter:

@@ -28,12 +28,19 @@ class HubSource(Source):
     """A model repo on the Hub, at the commit that `revision` (or `main`) had when this was made.
 
     The token is the client's own (`HF_TOKEN` or `hf auth login`): never stored, printed or put in an error.
-    With `keep`, downloads go to that folder and stay there; otherwise `release` deletes them.
+    With `keep`, downloads go to that folder and stay there; otherwise `release` deletes them. `progress` hears
+    of retries outside of `fetch`.
     Raises `NotFoundError`, `AccessError`, `UnreachableError`.
     """
 
     def __init__(
-        self, repo: str, revision: str | None = None, *, keep: Path | None = None, limits: Limits | None = None
+        self,
+        repo: str,
+        revision: str | None = None,
+        *,
+        keep: Path | None = None,
+        limits: Limits | None = None,
+        progress: Progress | None = None,
     ) -> None:
         from huggingface_hub import constants
 
@@ -42,7 +49,8 @@ class HubSource(Source):
         self._limits = limits or Limits()
         self._endpoint = constants.ENDPOINT
         self._running: set[Download] = set()
-        self._http = Http(repo, revision, self._endpoint, self._limits)
+        self._progress = progress or Quiet()
+        self._http = Http(repo, revision, self._endpoint, self._limits, self._progress)
         api = f"{self._endpoint}/api/models/{repo}"
         info, _ = self._http.json(f"{api}/revision/{quote(revision, safe='')}" if revision else api)
         self.record = SourceRecord("hub", repo, _commit(info, repo), revision)
@@ -52,7 +60,7 @@ class HubSource(Source):
     def head(self, path: str, size: int) -> bytes:
         file = self._file(path)
         stop = min(size, file.size)
-        return self._http.retrying(path, Quiet(), lambda: self._http.range(self._url(path), 0, stop, file.size))
+        return self._http.retrying(path, self._progress, lambda: self._http.range(self._url(path), 0, stop, file.size))
 
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:
         file, target = self._file(path), (self.keep or into) / path

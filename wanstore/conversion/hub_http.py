@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from wanstore.errors import AccessError, NotFoundError, SourceError, UnreachableError, WanstoreError
-from wanstore.interfaces import Progress, Quiet
+from wanstore.interfaces import Progress
 
 T = TypeVar("T")
 
@@ -62,10 +62,11 @@ class NoRangesError(Exception):
 class Http:
     """Requests through the client's session, with ends to their waits and errors in wanstore's own words."""
 
-    def __init__(self, repo: str, revision: str | None, endpoint: str, limits: Limits) -> None:
+    def __init__(self, repo: str, revision: str | None, endpoint: str, limits: Limits, progress: Progress) -> None:
         from huggingface_hub.errors import HfHubHTTPError
 
         self._repo, self._revision, self._endpoint, self._limits = repo, revision, endpoint, limits
+        self._progress = progress
         # The client speaks through httpx up to 1.x and httpx2 from 2.x: its own error's base says which.
         names = [base.__module__.partition(".")[0] for base in HfHubHTTPError.__mro__]
         transport = importlib.import_module(next(name for name in names if name in ("httpx", "httpx2")))
@@ -95,7 +96,7 @@ class Http:
 
     def json(self, url: str) -> tuple[Any, str | None]:
         """An API answer, and the address of its next page."""
-        return self.retrying(self._repo, Quiet(), lambda: self._json_once(url))
+        return self.retrying(self._repo, self._progress, lambda: self._json_once(url))
 
     def _json_once(self, url: str) -> tuple[Any, str | None]:
         end = time.monotonic() + self._limits.api_seconds

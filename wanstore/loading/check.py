@@ -61,9 +61,10 @@ def _wrong_files(folder: Path, manifest: Manifest) -> dict[str, str]:
 def _wrong_hashes(folder: Path, manifest: Manifest, progress: Progress) -> dict[str, str]:
     def fault(entry: FileEntry) -> str:
         try:
-            return "" if hash_file(folder / entry.path, progress, task) == entry.sha256 else "has another SHA-256"
+            found = hash_file(folder / entry.path, lambda count: progress.advance(task, count))
         except OSError as error:
             return f"cannot be read ({error.strerror})"
+        return "" if found == entry.sha256 else "has another SHA-256"
 
     task = f"verify {manifest.name}"
     progress.start(task, manifest.size_bytes)

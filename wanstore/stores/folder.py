@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,23 +27,42 @@ def check_against(folder: Path, manifest: Manifest) -> None:
 def verify_folder(folder: Path, manifest: Manifest, progress: Progress | None = None) -> VerifyReport:
     """Hash every file of a sealed `folder` again, and name each that is damaged, missing or extra."""
     progress = progress or Quiet()
+    # A link could be pointed elsewhere after the check: in a sealed folder it is damage.
+    sizes = {path: s.st_size if stat.S_ISREG(s.st_mode) else -1 for path, s in files_below(folder).items()}
+
+    def sha256(path: str, advance: Callable[[int], None]) -> str | None:
+        try:
+            return hash_file(folder / path, advance)
+        except OSError:
+            return None
+
+    return verify_files(manifest, sizes, sha256, progress, at_once=min(4, os.cpu_count() or 1))
+
+
+def verify_files(
+    manifest: Manifest,
+    sizes: Mapping[str, int],
+    sha256: Callable[[str, Callable[[int], None]], str | None],
+    progress: Progress,
+    *,
+    at_once: int,
+) -> VerifyReport:
+    """Compare what a store holds with a manifest, hashing `at_once` files at a time.
+
+    `sizes` gives every file that is there, -1 for what is no regular one; `sha256(path, advance)` hashes one,
+    None if it cannot be read.
+    """
     began = time.perf_counter()
     task = f"verify {manifest.name}"
     progress.start(task, manifest.size_bytes)
-    found = files_below(folder)
 
     def damaged(entry: FileEntry) -> bool:
-        status = found[entry.path]
-        # A link could be pointed elsewhere after the check: in a sealed folder it is damage.
-        if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size_bytes:
+        if sizes[entry.path] != entry.size_bytes:
             return True
-        try:
-            return hash_file(folder / entry.path, progress, task) != entry.sha256
-        except OSError:
-            return True
+        return sha256(entry.path, lambda count: progress.advance(task, count)) != entry.sha256
 
-    present = [entry for entry in manifest.files if entry.path in found]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    present = [entry for entry in manifest.files if entry.path in sizes]
+    with ThreadPoolExecutor(at_once) as pool:
         verdicts = list(pool.map(damaged, present))
     progress.finish(task)
     listed = {entry.path for entry in manifest.files} | {MANIFEST_NAME}
@@ -52,6 +72,6 @@ def verify_folder(folder: Path, manifest: Manifest, progress: Progress | None = 
         size_bytes=manifest.size_bytes,
         seconds=time.perf_counter() - began,
         damaged=tuple(sorted(e.path for e, bad in zip(present, verdicts, strict=True) if bad)),
-        missing=tuple(sorted(listed - found.keys())),
-        extra=tuple(sorted(found.keys() - listed)),
+        missing=tuple(sorted(listed - sizes.keys())),
+        extra=tuple(sorted(sizes.keys() - listed)),
     )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import builtins
 import platform
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import attrs
 
 from wanstore.errors import BusyError, DamagedError, InvalidNameError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet, Stage, VerifyReport, WeightStore
-from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, parse_manifest
-from wanstore.stores.folder import check_against
+from wanstore.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from wanstore.stores.folder import check_against, verify_files
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal_client import RemoteVolume
 from wanstore.stores.modal_lease import Lease
@@ -92,32 +90,13 @@ class RemoteStore(WeightStore):
 
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
         """Every file comes down to be hashed and is dropped again: count on a download's time."""
-        progress = progress or Quiet()
-        began = time.perf_counter()
         places, manifest = self._places(name), self.manifest(name)
-        found = self._volume.sizes(places.folder)
-        task = f"verify {name}"
-        progress.start(task, manifest.size_bytes)
-
-        def damaged(entry: FileEntry) -> bool:
-            if found[entry.path] != entry.size_bytes:
-                return True
-            path = f"{places.folder}/{entry.path}"
-            return self._volume.sha256(path, lambda count: progress.advance(task, count)) != entry.sha256
-
-        present = [entry for entry in manifest.files if entry.path in found]
-        with ThreadPoolExecutor(_HASHING_AT_ONCE) as pool:
-            verdicts = list(pool.map(damaged, present))
-        progress.finish(task)
-        listed = {entry.path for entry in manifest.files} | {MANIFEST_NAME}
-        return VerifyReport(
-            name=name,
-            files=len(manifest.files),
-            size_bytes=manifest.size_bytes,
-            seconds=time.perf_counter() - began,
-            damaged=tuple(sorted(e.path for e, bad in zip(present, verdicts, strict=True) if bad)),
-            missing=tuple(sorted(listed - found.keys())),
-            extra=tuple(sorted(found.keys() - listed)),
+        return verify_files(
+            manifest,
+            self._volume.sizes(places.folder),
+            lambda path, advance: self._volume.sha256(f"{places.folder}/{path}", advance),
+            progress or Quiet(),
+            at_once=_HASHING_AT_ONCE,
         )
 
     def delete(self, name: str) -> None:
