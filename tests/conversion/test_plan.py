@@ -84,6 +84,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no config": (lambda f: (f / "vae/config.json").unlink(), "vae/config.json is missing"),
     "no tokenizer": (lambda f: (f / "tokenizer/tokenizer.json").unlink(), "tokenizer/tokenizer.json is missing"),
+    "no tokenizer config": (
+        lambda f: (f / "tokenizer/tokenizer_config.json").unlink(),
+        "tokenizer/tokenizer_config.json is missing",
+    ),
     "no weights": (lambda f: (f / VAE).unlink(), "vae has no weights"),
     "only pickles": (only_pickles, "vae holds only pickled weights.*no pickles"),
     "missing shard": (lambda f: (f / SECOND).unlink(), "00002-of-00002.safetensors is missing"),
@@ -140,6 +144,7 @@ def test_the_plan_lists_only_what_a_pipeline_needs(folder: Path) -> None:
     assert set(plan.source_paths) == {FIRST, SECOND, "text_encoder/model.safetensors", VAE}
     assert set(plan.copies) == {
         "model_index.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
         "transformer/config.json", "text_encoder/config.json", "vae/config.json",
     }  # fmt: skip
 

@@ -166,7 +166,7 @@ def _copies(source: Source) -> Iterator[str]:
     yield "model_index.json"
     for component in MODEL_CLASSES:
         yield f"{component}/config.json"
-    for path in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json"):
+    for path in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
         if path not in source.files:
             raise SourceError(f"{path} is missing from {source.record.location}", "Fetch the source again")
     yield "scheduler/scheduler_config.json"

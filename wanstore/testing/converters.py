@@ -34,6 +34,7 @@ def write_pipeline(folder: Path, weights: dict[str, list[dict[str, torch.Tensor]
         "model_index.json": index,
         "scheduler/scheduler_config.json": {"_class_name": "UniPCMultistepScheduler"},
         "tokenizer/tokenizer.json": {"version": "1.0"},
+        "tokenizer/tokenizer_config.json": {"pad_token": "<pad>"},
     }.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(json.dumps(document))
