@@ -18,10 +18,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
+from wanstore.components import COMPONENTS, Component
 from wanstore.testing.tiny_wan import make_tiny_wan
 
 SHARD_BYTES = 5_000_000_000
-_STEMS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 def make_full_size(folder: Path, dtype: torch.dtype = torch.float32, text_encoder_layers: int = 24) -> Path:
@@ -45,11 +45,11 @@ def make_full_size(folder: Path, dtype: torch.dtype = torch.float32, text_encode
         else:
             model.save_config(folder / component)
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if "embed_tokens" not in name}
-        _write_shards(folder / component, _STEMS[component], shapes, dtype)
+        _write_shards(folder / component, COMPONENTS[component], shapes, dtype)
     return folder
 
 
-def _write_shards(folder: Path, stem: str, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+def _write_shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
     values = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
     shards: list[list[str]] = [[]]
     size = 0
@@ -62,12 +62,12 @@ def _write_shards(folder: Path, stem: str, shapes: dict[str, tuple[int, ...]], d
         size += amount
     weight_map = {}
     for number, names in enumerate(shards, start=1):
-        file = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = parts.shard_file(number, len(shards))
         save_file({name: _random(values, shapes[name]) for name in names}, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     if len(shards) > 1:
         index = {"metadata": {}, "weight_map": weight_map}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+        (folder / parts.index_file).write_text(json.dumps(index))
 
 
 def _random(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

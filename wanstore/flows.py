@@ -6,7 +6,6 @@ import datetime
 import platform
 import shutil
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -212,10 +211,11 @@ def _existing(store: WeightStore, name: str, recipe: str, replace: bool) -> Mani
 
 def _check_fits_models(plan: ConversionPlan) -> None:
     """Raise `SourceError` unless the planned tensors are just those that the configs' models have."""
-    expected_tensors = import_module("wanstore.loading.assemble").expected_tensors
+    from wanstore.loading.assemble import expected_tensors
+
     for component, config in plan.configs.items():
         try:
-            wanted: dict[str, tuple[int, ...]] = expected_tensors(component, config)
+            wanted = expected_tensors(component, config)
         except DamagedError as error:
             raise SourceError(error.what, "Fetch the source again") from error
         held = {t.name: (t.shape, s.source_path) for s in plan.shards if s.component == component for t in s.reads}

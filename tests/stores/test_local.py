@@ -16,7 +16,8 @@ import pytest
 from wanstore.errors import AlreadyExistsError, BusyError, DiskFullError, NotFoundError, WanstoreError
 from wanstore.stores.local import LocalStore
 from wanstore.testing import WeightStoreTests
-from wanstore.testing.stores import fill, manifest_of, put
+from wanstore.testing.sealing import manifest_of
+from wanstore.testing.stores import fill, put
 
 
 class TestLocalStore(WeightStoreTests):

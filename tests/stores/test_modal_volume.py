@@ -27,7 +27,8 @@ from wanstore.stores import modal_client, modal_lease, modal_mount
 from wanstore.stores.modal_mount import MountedStore
 from wanstore.stores.modal_volume import ModalVolumeStore
 from wanstore.testing import WeightStoreTests
-from wanstore.testing.stores import FILES, fill, manifest_of, put
+from wanstore.testing.sealing import manifest_of
+from wanstore.testing.stores import FILES, fill, put
 
 URL = "modal://models/wan"
 BIG = os.urandom(9 << 20)  # two blocks of a version 2 Volume, a blob of a version 1

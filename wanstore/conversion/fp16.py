@@ -21,7 +21,7 @@ from typing import Literal
 from wanstore.conversion.journal import Journal
 from wanstore.conversion.plan import ConversionPlan, OutputShard, make_plan
 from wanstore.conversion.source import Source
-from wanstore.conversion.stream import WrittenShard, convert_shard, one_torch_thread
+from wanstore.conversion.stream import WrittenShard, convert_shard
 from wanstore.errors import ConversionRefusedError, plain_os_errors
 from wanstore.files import hash_file, sync
 from wanstore.interfaces import Converted, Converter, Progress, Quiet
@@ -86,7 +86,7 @@ class Fp16Converter(Converter):
             progress.message(f"Going on: {len(written)} of {len(plan.shards)} shards are already converted")
         todo = [shard for shard in plan.shards if shard.path not in written]
         progress.start("convert", sum(read.size_bytes for shard in todo for read in shard.reads))
-        with one_torch_thread(), _fetched_ahead(plan.source, todo, scratch / "source", progress) as fetched:
+        with _fetched_ahead(plan.source, todo, scratch / "source", progress) as fetched:
             for shard, file in fetched:
                 (target / shard.path).parent.mkdir(parents=True, exist_ok=True)
                 done = convert_shard(

@@ -10,18 +10,12 @@ from typing import Any
 
 import attrs
 
+from wanstore.components import COMPONENTS
 from wanstore.conversion.source import Source
 from wanstore.errors import NotFoundError, NotSupportedError, SourceError
 from wanstore.manifest import SourceRecord, digest_of
 from wanstore.safetensors_format import ITEM_BYTES, HeaderError, Layout, Tensor, lay_out, read_header
 
-MODEL_CLASSES = {
-    "transformer": "WanTransformer3DModel",
-    "text_encoder": "UMT5EncoderModel",
-    "vae": "AutoencoderKLWan",
-}
-"""The components that hold weights, and the one class that each may be."""
-_STEMS = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _MAX_JSON_BYTES = 64 << 20
 SHARD_BYTES = 5_000_000_000
@@ -95,19 +89,19 @@ def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = S
     """
     index = _model_index(source)
     _check_class(index)
-    configs = {component: _json(source, f"{component}/config.json") for component in MODEL_CLASSES}
+    configs = {component: _json(source, f"{component}/config.json") for component in COMPONENTS}
     shards: list[OutputShard] = []
     indexes: dict[str, dict[str, Any]] = {}
-    for component in MODEL_CLASSES:
+    for component in COMPONENTS:
         planned, weight_map = _plan_component(source, component, stored_dtype, shard_bytes)
         shards += planned
         if len(planned) > 1:
             total = sum(t.size_bytes for shard in planned for t in shard.layout.tensors)
-            indexes[f"{component}/{_STEMS[component]}.safetensors.index.json"] = {
+            indexes[f"{component}/{COMPONENTS[component].index_file}"] = {
                 "metadata": {"total_size": total},
                 "weight_map": dict(sorted(weight_map.items())),
             }
-    paths = [f"{component}/{_STEMS[component]}.safetensors.index.json" for component in MODEL_CLASSES]
+    paths = [f"{component}/{parts.index_file}" for component, parts in COMPONENTS.items()]
     source_indexes = tuple(path for path in paths if path in source.files)
     return ConversionPlan(source, tuple(shards), tuple(_copies(source)), indexes, source_indexes, configs)
 
@@ -131,8 +125,8 @@ def _check_class(index: dict[str, Any]) -> None:
     kind = index.get("_class_name")
     wrong = {
         component: index.get(component)
-        for component, name in MODEL_CLASSES.items()
-        if not isinstance(index.get(component), list) or index[component][-1:] != [name]
+        for component, parts in COMPONENTS.items()
+        if not isinstance(index.get(component), list) or index[component][-1:] != [parts.model_class]
     }
     if kind != "WanPipeline" or index.get("transformer_2", [None])[0] is not None:
         raise NotSupportedError(
@@ -141,7 +135,7 @@ def _check_class(index: dict[str, Any]) -> None:
     if wrong:
         component, found = next(iter(wrong.items()))
         raise NotSupportedError(
-            f"model_index.json says that {component} is {found}, not {MODEL_CLASSES[component]}",
+            f"model_index.json says that {component} is {found}, not {COMPONENTS[component].model_class}",
             "Use a Wan 2.1 text-to-video repo",
         )
 
@@ -164,7 +158,7 @@ def _json(source: Source, path: str) -> dict[str, Any]:
 def _copies(source: Source) -> Iterator[str]:
     """The small files that a pipeline needs, besides its weights."""
     yield "model_index.json"
-    for component in MODEL_CLASSES:
+    for component in COMPONENTS:
         yield f"{component}/config.json"
     for path in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
         if path not in source.files:
@@ -192,9 +186,8 @@ def _plan_component(
             size += bytes_after
         groups.append((path, group))
     shards, weight_map = [], {}
-    stem, count = _STEMS[component], len(groups)
     for number, (path, group) in enumerate(groups, start=1):
-        file = f"{stem}.safetensors" if count == 1 else f"{stem}-{number:05d}-of-{count:05d}.safetensors"
+        file = COMPONENTS[component].shard_file(number, len(groups))
         layout = lay_out((t.name, stored_dtype.get(t.dtype, t.dtype), t.shape) for t in group)
         by_name = {tensor.name: tensor for tensor in group}
         reads = tuple(by_name[t.name] for t in layout.tensors)
@@ -205,8 +198,8 @@ def _plan_component(
 
 def _component_tensors(source: Source, component: str) -> list[tuple[str, tuple[Tensor, ...]]]:
     """The component's shards with their tensors, the index (if there is one) checked against both."""
-    single = f"{component}/{_STEMS[component]}.safetensors"
-    index_path = f"{single}.index.json"
+    single = f"{component}/{COMPONENTS[component].single_file}"
+    index_path = f"{component}/{COMPONENTS[component].index_file}"
     if index_path not in source.files:
         if single not in source.files:
             raise _no_weights(source, component)
@@ -243,7 +236,7 @@ def _no_weights(source: Source, component: str) -> SourceError:
             f"{component} holds only pickled weights ({pickles[0]})", "Use safetensors: wanstore runs no pickles"
         )
     return SourceError(
-        f"{component} has no weights: neither {_STEMS[component]}.safetensors nor its index is there",
+        f"{component} has no weights: neither {COMPONENTS[component].single_file} nor its index is there",
         "Fetch the source again",
     )
 

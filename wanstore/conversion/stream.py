@@ -61,6 +61,7 @@ def convert_shard(
     leaving: deque[tuple[mmap.mmap, Future[None], Future[None]]] = deque()
     free = [mmap.mmap(-1, _BLOCK_BYTES) for _ in range(_BLOCKS)]
     with ExitStack() as stack:
+        stack.enter_context(_one_torch_thread())
         reader = stack.enter_context(_Reader(source))
         writer = stack.enter_context(_Writer(target))
         hasher = stack.enter_context(ThreadPoolExecutor(1))
@@ -107,8 +108,11 @@ def convert_shard(
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Keep torch from splitting a piece over cores, which hash and write already: it would wait for itself."""
+def _one_torch_thread() -> Iterator[None]:
+    """Keep torch from splitting a piece over cores, which hash and write already: it would wait for itself.
+
+    Threads that are new take the setting over, and only this call's own restores it for all that follow.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -177,7 +181,6 @@ class _Filler:
     def fill(self, block: _Block, buffer: mmap.mmap) -> _Partials:
         """Put the block's bytes into `buffer`; the statistics of its pieces, tensor by tensor."""
         if not hasattr(self._own, "caster"):
-            torch.set_num_threads(1)  # this thread's own setting: see `one_torch_thread`
             self._own.caster = Float16Caster(clamp=self._clamp)
             self._own.buffer = bytearray(PIECE_ELEMENTS * max(ITEM_BYTES.values()))
         buffer[: len(block.header)] = block.header
@@ -198,7 +201,7 @@ class _Filler:
             target = torch.frombuffer(buffer, dtype=torch.float16, offset=piece.offset, count=piece.elements)
             self._own.caster.cast(values, target, sums)
         else:
-            buffer[piece.offset : piece.offset + len(raw)] = bytes(raw)
+            buffer[piece.offset : piece.offset + len(raw)] = raw
 
 
 class _Reader:

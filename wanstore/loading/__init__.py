@@ -8,12 +8,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wanstore.components import COMPONENTS
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.loading.check import check_pipeline, check_sealed, read_json
 from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import LoadReport, Phase, PhaseClock
-from wanstore.loading.weight_files import STEMS, check_fit, find_weights
+from wanstore.loading.weight_files import check_fit, find_weights
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,7 @@ def load(
         if sealed:
             check_sealed(folder, verify=verify, progress=progress)
         check_pipeline(folder)
-        files = {component: find_weights(folder, component) for component in STEMS}
+        files = {component: find_weights(folder, component) for component in COMPONENTS}
     with clock.phase("imports"):
         for module in ("assemble", "reader", "tokenizer"):  # what needs torch, diffusers and transformers
             import_module(f"wanstore.loading.{module}")
@@ -98,7 +99,7 @@ def _build(
     from wanstore.loading.tokenizer import load_tokenizer
 
     with clock.phase("skeleton"):
-        models = {component: _skeleton(folder, component, files[component]) for component in STEMS}
+        models = {component: _skeleton(folder, component, files[component]) for component in COMPONENTS}
     size_bytes = sum(file.size_bytes for group in files.values() for file in group)
     with clock.phase("weights", size_bytes):
         task = f"load {folder.name}"

@@ -9,17 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from wanstore.components import COMPONENTS
 from wanstore.errors import DamagedError, NotFoundError, NotSupportedError
 from wanstore.files import files_below, hash_file
 from wanstore.interfaces import Progress, Quiet
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 
 _REPAIR = "Run setup again with --replace"
-_MODEL_CLASSES = {
-    "text_encoder": ["transformers", "UMT5EncoderModel"],
-    "transformer": ["diffusers", "WanTransformer3DModel"],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-}
 _READ_SUFFIXES = (".json", ".safetensors")
 """Files that a load may open. One that the manifest doesn't list could stand in for one that it does."""
 
@@ -90,7 +86,8 @@ def check_pipeline(folder: Path) -> None:
     two_stage = index.get("transformer_2", [None, None]) != [None, None] or index.get("boundary_ratio") is not None
     if two_stage or index.get("expand_timesteps"):
         raise NotSupportedError(f"{folder} holds a Wan 2.2 pipeline", "wanstore loads Wan 2.1 only")
-    for component, classes in _MODEL_CLASSES.items():
+    for component, parts in COMPONENTS.items():
+        classes = [parts.library, parts.model_class]
         if index.get(component) != classes:
             raise NotSupportedError(
                 f"{folder / 'model_index.json'} names {index.get(component)} as {component}, not {classes}",

@@ -10,12 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
+from wanstore.components import COMPONENTS, Component
 from wanstore.errors import DamagedError
 from wanstore.loading.check import read_json
 from wanstore.safetensors_format import HeaderError, Tensor, read_header
-
-STEMS = {"text_encoder": "model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-"""The components that hold weights, and how transformers and diffusers name their files."""
 
 
 @attrs.frozen
@@ -37,7 +35,7 @@ def find_weights(folder: Path, component: str) -> tuple[WeightFile, ...]:
     Raises `DamagedError` naming the file when one is missing, not inside the component's folder, no
     well-formed safetensors file, or holds a tensor that another one holds as well.
     """
-    files = tuple(_open_header(path) for path in _paths(folder / component, STEMS[component]))
+    files = tuple(_open_header(path) for path in _paths(folder / component, COMPONENTS[component]))
     holders: dict[str, Path] = {}
     for file in files:
         for tensor in file.tensors:
@@ -85,8 +83,8 @@ def opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _paths(folder: Path, stem: str) -> list[Path]:
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+def _paths(folder: Path, parts: Component) -> list[Path]:
+    single, index = folder / parts.single_file, folder / parts.index_file
     if not index.exists():
         return [single]
     if single.exists():

@@ -11,12 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from wanstore.conversion.plan import MODEL_CLASSES
+from wanstore.components import COMPONENTS, Component
 from wanstore.conversion.source import FolderSource
 from wanstore.errors import SourceError
 from wanstore.interfaces import Converter
-
-_STEMS = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
 
 
 def write_pipeline(folder: Path, weights: dict[str, list[dict[str, torch.Tensor]]]) -> Path:
@@ -26,10 +24,9 @@ def write_pipeline(folder: Path, weights: dict[str, list[dict[str, torch.Tensor]
     has these tensors.
     """
     index: dict[str, object] = {"_class_name": "WanPipeline"}
-    for component, model_class in MODEL_CLASSES.items():
-        library = "transformers" if component == "text_encoder" else "diffusers"
-        index[component] = [library, model_class]
-        _write_component(folder / component, _STEMS[component], weights.get(component, [{"weight": torch.ones(4)}]))
+    for component, parts in COMPONENTS.items():
+        index[component] = [parts.library, parts.model_class]
+        _write_component(folder / component, parts, weights.get(component, [{"weight": torch.ones(4)}]))
     for path, document in {
         "model_index.json": index,
         "scheduler/scheduler_config.json": {"_class_name": "UniPCMultistepScheduler"},
@@ -41,17 +38,21 @@ def write_pipeline(folder: Path, weights: dict[str, list[dict[str, torch.Tensor]
     return folder
 
 
-def _write_component(folder: Path, stem: str, shards: list[dict[str, torch.Tensor]]) -> None:
+def _write_component(folder: Path, parts: Component, shards: list[dict[str, torch.Tensor]]) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     weight_map = {}
     for number, tensors in enumerate(shards, start=1):
-        file = f"{stem}.safetensors" if len(shards) == 1 else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            parts.single_file
+            if len(shards) == 1
+            else f"{parts.weights_stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         save_file(tensors, folder / file)
         weight_map.update(dict.fromkeys(tensors, file))
     if len(shards) > 1:
         document = {"metadata": {}, "weight_map": weight_map}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(document))
+        (folder / parts.index_file).write_text(json.dumps(document))
 
 
 def read_component(folder: Path) -> dict[str, torch.Tensor]:
@@ -86,7 +87,7 @@ class ConverterTests:
     ) -> None:
         """Any safetensors reader opens the result."""
         converter.convert(converter.plan(source), tmp_path / "target")
-        for component in MODEL_CLASSES:
+        for component in COMPONENTS:
             wanted, got = read_component(source.folder / component), read_component(tmp_path / "target" / component)
             assert {name: t.shape for name, t in got.items()} == {name: t.shape for name, t in wanted.items()}
 

@@ -9,7 +9,6 @@ The tests speak only through the interface, and damage files through `stored_fol
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -23,26 +22,10 @@ from wanstore.errors import (
     WanstoreError,
 )
 from wanstore.interfaces import Stage, WeightStore
-from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
+from wanstore.manifest import Manifest
+from wanstore.testing.sealing import manifest_of
 
 FILES = {"model_index.json": b'{"_class_name": "WanPipeline"}', "vae/weights.safetensors": bytes(range(256)) * 64}
-
-
-def manifest_of(folder: Path, name: str, recipe: str = "recipe") -> Manifest:
-    """A manifest that fits what lies in `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return Manifest(
-        name=name,
-        recipe=recipe,
-        created_at="2026-01-01T00:00:00+00:00",
-        source=SourceRecord("folder", "made-up", "0" * 40),
-        conversion=ConversionRecord("none", 1, {}, {}),
-        files=tuple(
-            FileEntry(f.relative_to(folder).as_posix(), f.stat().st_size, hashlib.sha256(f.read_bytes()).hexdigest())
-            for f in files
-        ),
-        versions={},
-    )
 
 
 def fill(stage: Stage, files: dict[str, bytes] | None = None) -> None:
