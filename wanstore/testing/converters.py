@@ -43,11 +43,7 @@ def _write_component(folder: Path, parts: Component, shards: list[dict[str, torc
     (folder / "config.json").write_text("{}")
     weight_map = {}
     for number, tensors in enumerate(shards, start=1):
-        file = (
-            parts.single_file
-            if len(shards) == 1
-            else f"{parts.weights_stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
+        file = parts.shard_file(number, len(shards))
         save_file(tensors, folder / file)
         weight_map.update(dict.fromkeys(tensors, file))
     if len(shards) > 1:
