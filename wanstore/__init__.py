@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wanstore.errors import WanstoreError
     from wanstore.flows import benchmark, load, setup
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
+    from wanstore.loading import activate
     from wanstore.manifest import Manifest
     from wanstore.stores import open_store
 
@@ -27,6 +28,7 @@ _HOMES = {
     "VerifyReport": "interfaces",
     "WanstoreError": "errors",
     "WeightStore": "interfaces",
+    "activate": "loading",
     "benchmark": "flows",
     "load": "flows",
     "open_store": "stores",
@@ -43,6 +45,7 @@ __all__ = [
     "WanstoreError",
     "WeightStore",
     "__version__",
+    "activate",
     "benchmark",
     "load",
     "open_store",

@@ -7,11 +7,23 @@ import attrs
 
 @attrs.frozen
 class Component:
-    """`library` and `model_class` as model_index.json names them; weight files begin with `weights_stem`."""
+    """`library` and `model_class` as model_index.json names them; weight files begin with `weights_stem`.
+
+    `float32_modules` is the class's own list (`_keep_in_fp32_modules`) of what stays in float32 when it is
+    loaded as float16. It stands here too because weights start moving before the class is imported.
+    """
 
     library: str
     model_class: str
     weights_stem: str
+    float32_modules: tuple[str, ...] = ()
+
+    def keeps_float32(self, tensor: str) -> bool:
+        """Whether `from_pretrained(dtype=torch.float16)` keeps the tensor in float32.
+
+        The list names whole segments of a path: `norm1` is not `norm10`.
+        """
+        return not set(self.float32_modules).isdisjoint(tensor.split("."))
 
     @property
     def single_file(self) -> str:
@@ -29,8 +41,11 @@ class Component:
 
 
 COMPONENTS = {
-    "transformer": Component("diffusers", "WanTransformer3DModel", "diffusion_pytorch_model"),
-    "text_encoder": Component("transformers", "UMT5EncoderModel", "model"),
+    "transformer": Component(
+        "diffusers", "WanTransformer3DModel", "diffusion_pytorch_model",
+        ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"),
+    ),
+    "text_encoder": Component("transformers", "UMT5EncoderModel", "model", ("wo",)),
     "vae": Component("diffusers", "AutoencoderKLWan", "diffusion_pytorch_model"),
-}
+}  # fmt: skip
 """By their names in a pipeline folder; each may be of this one class."""

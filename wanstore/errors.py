@@ -75,6 +75,14 @@ class NotSupportedError(WanstoreError):
     """This build, file system or installation cannot do that: an extra or a newer version may."""
 
 
+class ChangedError(WanstoreError):
+    """The store no longer holds what the pipeline was prepared from, or it was replaced in mid-load."""
+
+
+class DeviceError(WanstoreError):
+    """The device has too little memory, failed, or is gone."""
+
+
 @contextmanager
 def plain_os_errors(where: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write below `where` into errors with a next step."""

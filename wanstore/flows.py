@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from wanstore.errors import (
     AlreadyExistsError,
@@ -139,6 +139,8 @@ def load(
     *,
     store: WeightStore | str | Path | None = None,
     device: str | torch.device | None = None,
+    weights: Literal["resident", "deferred"] = "resident",
+    attention: str | None = None,
     verify: bool = False,
     sealed: bool = True,
     progress: Progress | None = None,
@@ -146,19 +148,22 @@ def load(
     """A ready float16 `WanPipeline`, bit for bit what `from_pretrained(folder, dtype=torch.float16)` gives.
 
     `address` is a name in `store`, or alone an address such as `modal://volume/name` or `folder/name`.
-    `device` is "cuda" where there is one, else "cpu". Sizes are checked against the manifest always, hashes
-    with `verify`. `sealed=False` loads a folder without a manifest, whoever wrote it.
-    The phases' seconds and bytes are in the pipeline's `load_report`.
+    `device` is "cuda" where there is one, else "cpu". `weights="deferred"` leaves them to `wanstore.activate`,
+    after a memory snapshot. `attention` is used on a GPU where it works. Sizes are checked against the
+    manifest always, hashes with `verify`. `sealed=False` loads a folder without a manifest, whoever wrote it.
+    The phases' seconds and bytes are in the pipeline's `load_report`. All of it: `wanstore.loading.load`.
     """
     from wanstore.loading import load as load_folder
 
     if not sealed:
         folder = Path(address) if store is None else Path(str(store)) / str(address)
-        return load_folder(folder, device=device, verify=verify, sealed=False, progress=progress)
-    if store is None:
-        store, address = split_address(str(address))
-    folder = _as_store(store).local_path(str(address))
-    return load_folder(folder, device=device, verify=verify, progress=progress)
+    else:
+        if store is None:
+            store, address = split_address(str(address))
+        folder = _as_store(store).local_path(str(address))
+    return load_folder(
+        folder, device=device, weights=weights, attention=attention, verify=verify, sealed=sealed, progress=progress
+    )
 
 
 def benchmark(

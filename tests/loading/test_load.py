@@ -26,7 +26,7 @@ from wanstore.testing.sealing import seal_as_is
 from wanstore.testing.tiny_wan import TEXT_ENCODER, TRANSFORMER, VAE
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
-PHASES = ["check", "imports", "device", "skeleton", "weights", "tokenizer", "pipeline"]
+PHASES = ["check", "imports", "weights", "skeleton", "tokenizer", "pipeline", "assign", "attention"]
 CUDA = torch.cuda.is_available()
 
 
@@ -81,14 +81,19 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_sealed_folder_loads_with_a_report(tiny_sealed: Path) -> None:
-    """Every phase is timed, in order, and the weights' bytes are counted."""
+    """Every phase is timed, and the weights' bytes are counted; they move while other things are done."""
     report = load(tiny_sealed, device="cpu").load_report
     assert [phase.name for phase in report.phases] == PHASES
     assert report.size_bytes == report.phase("weights").size_bytes > 1_000_000
-    assert report.seconds >= sum(phase.seconds for phase in report.phases)
+    one_after_another = [phase for phase in report.phases if phase.name != "weights"]
+    assert report.seconds >= sum(phase.seconds for phase in one_after_another)
+    assert report.phase("weights").began_seconds < report.phase("skeleton").began_seconds
+    assert report.bound_by
+    assert report.transfer
+    assert report.transfer.size_bytes == report.size_bytes
     assert (report.device, report.folder) == ("cpu", str(tiny_sealed))
     assert to_json(report)["phases"][0]["name"] == "check"
-    assert str(report).splitlines()[-1].startswith("total")
+    assert str(report).splitlines()[-2].startswith("total")
     with pytest.raises(KeyError):
         report.phase("coffee")
 
@@ -319,39 +324,6 @@ def test_overlapping_tensors_are_named(tiny_copy: Path) -> None:
 
     change_header(tiny_copy / VAE_FILE, overlap)
     refused(tiny_copy, VAE_FILE, "overlaps")
-
-
-def test_a_file_that_shrinks_between_header_and_data_is_named(tiny_copy: Path) -> None:
-    """The tensor where it ends is named; nothing is filled up with zeros."""
-    from wanstore.loading.reader import read_tensors
-    from wanstore.loading.weight_files import find_weights
-
-    (file,) = find_weights(tiny_copy, "vae")
-    os.truncate(file.path, file.tensors[-1].start + 1)
-    with pytest.raises(DamagedError, match=f"{file.tensors[-1].name} is cut off"):
-        read_tensors(file, torch.device("cpu"), torch.float16, lambda _: False, lambda _: None)
-
-
-def test_integers_are_read_as_they_are(tmp_path: Path) -> None:
-    """The reader casts floating-point tensors only; scalars and empty tensors are tensors too."""
-    from wanstore.loading.reader import read_tensors
-    from wanstore.loading.weight_files import WeightFile
-    from wanstore.safetensors_format import read_header
-
-    tensors = {
-        "ids": torch.arange(5), "flag": torch.tensor(True), "none": torch.zeros(0, 3), "wide.x": torch.ones(3).half(),
-        "one": torch.tensor(1.5, dtype=torch.float64), "w": torch.randn(70, 3).bfloat16(),
-    }  # fmt: skip
-    save_file(tensors, tmp_path / "x.safetensors")
-    raw = (tmp_path / "x.safetensors").read_bytes()
-    file = WeightFile(tmp_path / "x.safetensors", read_header(lambda n: raw[:n], len(raw)))
-    read = read_tensors(file, torch.device("cpu"), torch.float16, lambda n: n.startswith("wide"), lambda _: None)
-    assert read.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        wanted = {"wide.x": torch.float32}.get(name, torch.float16) if tensor.is_floating_point() else tensor.dtype
-        assert read[name].dtype == wanted
-        assert torch.equal(read[name], tensor.to(wanted))
-        assert read[name].data_ptr() % 64 == 0
 
 
 # --- other files that are wrong

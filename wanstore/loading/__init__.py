@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from importlib import import_module
+import sys
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from wanstore.components import COMPONENTS
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.loading.check import check_pipeline, check_sealed, read_json
+from wanstore.loading.page_cache import ReadAhead
 from wanstore.loading.quiet import quiet_libraries
-from wanstore.loading.report import LoadReport, Phase, PhaseClock
-from wanstore.loading.weight_files import check_fit, find_weights
+from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock, TransferRecord
+from wanstore.loading.weight_files import Weights, check_fit, open_weights
 
 if TYPE_CHECKING:
     import torch
     from diffusers import WanPipeline
 
-    from wanstore.loading.weight_files import WeightFile
+    from wanstore.manifest import Manifest
 
-__all__ = ["LoadReport", "Phase", "load"]
+__all__ = ["Attention", "LoadReport", "Phase", "TransferRecord", "activate", "load"]
 
 
 def load(
     folder: Path,
     *,
     device: str | torch.device | None = None,
+    weights: Literal["resident", "deferred"] = "resident",
+    attention: str | None = None,
     verify: bool = False,
     sealed: bool = True,
     progress: Progress | None = None,
@@ -37,109 +38,109 @@ def load(
 
     Weights, buffers, dtypes, configs and ties are the same bit for bit. The tokenizer is not: it encodes as
     tokenizer.json says, where transformers 5's own T5 class rebuilds it and gives other ids for some prompts.
-    No file mapping, open file or thread outlives the call. The pipeline has a `load_report`.
+    No file mapping, open file, thread or socket of its own outlives the call. The pipeline has a `load_report`.
+
+    With `device="cpu"` CUDA is not touched, nor asked whether it is there: a memory snapshot may follow, and
+    after it `activate`. With `weights="deferred"` the pipeline is a skeleton without weights until then.
 
     Args:
         folder: a local pipeline folder.
-        device: where the pipeline goes; "cuda" where there is one, else "cpu".
+        device: where the pipeline goes; "cuda" where there is one, else "cpu". None or "cpu" when deferred.
+        weights: "resident" reads them now, "deferred" leaves them to `activate`.
+        attention: an attention backend of diffusers, such as "xformers", used once the pipeline is on a GPU
+            where it works; by default the one that the manifest notes, if any.
         verify: compare every file's SHA-256 with the manifest, not only its size.
         sealed: the folder must have a manifest and match it. Without, any Wan 2.1 pipeline folder will do.
         progress: hears of bytes checked and loaded.
 
     Raises:
         NotFoundError: there is no such folder, or no manifest in it.
-        DamagedError: files are not what the manifest, the configs or their own headers say.
-        NotSupportedError: another kind of pipeline, a device that is not there, or `verify` without `sealed`.
+        DamagedError: files are not what the manifest, the configs or their own headers say, or not readable.
+        ChangedError: another pipeline took the folder's place in mid-load.
+        DeviceError: the device has too little memory, or failed.
+        NotSupportedError: another kind of pipeline, a device or attention backend that is not there, or
+            arguments that exclude each other.
     """
     folder, progress, clock = Path(folder), progress or Quiet(), PhaseClock()
-    with clock.phase("check"):
-        if not folder.is_dir():
-            raise NotFoundError(f"There is no folder {folder}", "Check the path")
-        if verify and not sealed:
-            raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
-        if sealed:
-            check_sealed(folder, verify=verify, progress=progress)
-        check_pipeline(folder)
-        files = {component: find_weights(folder, component) for component in COMPONENTS}
-    with clock.phase("imports"):
-        for module in ("assemble", "reader", "tokenizer"):  # what needs torch, diffusers and transformers
-            import_module(f"wanstore.loading.{module}")
-    with clock.phase("device"):
-        ready_device = _device(device)
-    with quiet_libraries():
-        return _build(folder, ready_device, files, progress, clock)
-
-
-def _device(wanted: str | torch.device | None) -> torch.device:
-    import torch
-
-    if wanted is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise NotSupportedError(
-            f"There is no device {wanted} ({reason})", "Use cpu, or a machine that has it"
-        ) from error
-    return device
-
-
-def _build(
-    folder: Path,
-    device: torch.device,
-    files: dict[str, tuple[WeightFile, ...]],
-    progress: Progress,
-    clock: PhaseClock,
-) -> WanPipeline:
-    import torch
-
-    from wanstore.loading.assemble import assemble
-    from wanstore.loading.tokenizer import load_tokenizer
-
-    with clock.phase("skeleton"):
-        models = {component: _skeleton(folder, component, files[component]) for component in COMPONENTS}
-    size_bytes = sum(file.size_bytes for group in files.values() for file in group)
-    with clock.phase("weights", size_bytes):
-        task = f"load {folder.name}"
-        progress.start(task, size_bytes)
-        for component, model in models.items():
-            _read_into(folder, component, model, files[component], device, partial(progress.advance, task))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        progress.finish(task)
-    with clock.phase("tokenizer"):
-        tokenizer = load_tokenizer(folder / "tokenizer")
-    with clock.phase("pipeline"):
-        pipe: WanPipeline = assemble(folder, models, tokenizer, device)
-    pipe.load_report = clock.report(str(folder), str(device))
+    with ExitStack() as stack:
+        with clock.phase("check"):
+            if weights == "deferred" and str(device or "cpu") != "cpu":
+                raise NotSupportedError("Deferred weights are on no device yet", "Name the device to activate")
+            manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
+            files = stack.enter_context(open_weights(folder))
+        streamed = None
+        with clock.phase("imports"):
+            if weights == "resident":
+                with ReadAhead(files) if "torch" not in sys.modules else nullcontext():
+                    from wanstore.loading.streaming import stream
+                streamed = stack.enter_context(stream(files, device, progress, folder.name))
+            from wanstore.loading.activation import Origin, apply_once, fill
+            from wanstore.loading.attention import check_known
+        stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
+        pipe = _skeleton(folder, files, clock)
+        pipe.wanstore_origin = origin = Origin(folder, manifest, attention)
+        if origin.attention:
+            check_known(origin.attention)
+        if streamed:
+            fill(pipe, streamed, clock)
+    with clock.phase("attention"):
+        applied = apply_once(pipe, pipe.device) if streamed else None
+    pipe.load_report = clock.report(str(folder), str(pipe.device), applied)
     return pipe
 
 
-def _skeleton(folder: Path, component: str, files: tuple[WeightFile, ...]) -> Any:
-    """The component's empty model; raises `DamagedError` unless its files hold just what it needs."""
-    from wanstore.loading.assemble import build_skeleton, wanted_tensors
+def activate(
+    pipe: WanPipeline, device: str | torch.device | None = None, *, progress: Progress | None = None
+) -> WanPipeline:
+    """The second half of a load, after a memory snapshot was restored: `pipe` itself, ready on `device`.
 
-    model = build_skeleton(component, read_json(folder / component / "config.json"), str(folder / component))
-    check_fit(folder, component, files, wanted_tensors(model))
-    return model
+    Deferred weights are streamed from the folder that the pipeline was prepared from, which must still hold
+    the same; weights in memory are moved. Python's, numpy's and torch's random generators get new seeds each
+    time, since all clones of a snapshot would draw the same numbers. The attention backend is applied when the
+    pipeline has come to a GPU. What is done already is not done again. The pipeline has an
+    `activation_report`, and its `load_report` tells of the attention backend.
+
+    Args:
+        pipe: what `load` returned.
+        device: "cuda" where there is one, else "cpu".
+        progress: hears of bytes loaded.
+
+    Raises:
+        ChangedError: the folder holds another pipeline than the one that was prepared.
+        NotFoundError: it is gone.
+        DamagedError, DeviceError: as `load`. The pipeline is as it was: activate it again.
+        NotSupportedError: the device is not there, or another loader made the pipeline.
+    """
+    from wanstore.loading import activation
+
+    with quiet_libraries():
+        activation.activate(pipe, device, progress or Quiet())
+    return pipe
 
 
-def _read_into(
-    folder: Path,
-    component: str,
-    model: Any,
-    files: tuple[WeightFile, ...],
-    device: torch.device,
-    advance: Callable[[int], None],
-) -> None:
-    import torch
+def _check(folder: Path, *, verify: bool, sealed: bool, progress: Progress) -> Manifest | None:
+    if not folder.is_dir():
+        raise NotFoundError(f"There is no folder {folder}", "Check the path")
+    if verify and not sealed:
+        raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
+    manifest = check_sealed(folder, verify=verify, progress=progress) if sealed else None
+    check_pipeline(folder)
+    return manifest
 
-    from wanstore.loading.assemble import finish_model, is_wide
-    from wanstore.loading.reader import read_tensors
 
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        tensors |= read_tensors(file, device, torch.float16, partial(is_wide, component), advance)
-    finish_model(component, model, tensors, str(folder / component))
+def _skeleton(folder: Path, files: Weights, clock: PhaseClock) -> Any:
+    """The whole pipeline but for its weights; raises `DamagedError` unless `files` hold just what it needs."""
+    from wanstore.loading.assemble import assemble, build_skeleton, check_classes, wanted_tensors
+    from wanstore.loading.tokenizer import load_tokenizer
+
+    with clock.phase("skeleton"):
+        check_classes()
+        models = {}
+        for component, group in files.items():
+            path = folder / component
+            models[component] = build_skeleton(component, read_json(path / "config.json"), str(path))
+            check_fit(folder, component, group, wanted_tensors(models[component]))
+    with clock.phase("tokenizer"):
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    with clock.phase("pipeline"):
+        return assemble(folder, models, tokenizer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffusers.models.modeling_utils import no_init_weights
 from diffusers.schedulers import SchedulerMixin
 from transformers import UMT5Config, UMT5EncoderModel
 
+from wanstore.components import COMPONENTS
 from wanstore.errors import DamagedError, NotSupportedError
 from wanstore.loading.check import read_json
 
@@ -50,11 +52,13 @@ def wanted_tensors(model: Any) -> dict[str, tuple[int, ...]]:
 def build_skeleton(component: str, config: Mapping[str, Any], path: str) -> Any:
     """The component's model with its parameters on the meta device, its buffers real, and nothing in memory.
 
-    `path` is the folder it is said to come from. Raises `DamagedError` when `config` describes no such model.
+    It has all else that `from_pretrained` leaves on a model. `path` is the folder it is said to come from.
+    Raises `DamagedError` when `config` describes no such model.
     """
     try:
         with _BUILDING, _default_dtype(torch.float16):
-            return _build_umt5(config, path) if component == "text_encoder" else _build_diffusers(component, config)
+            build = _build_umt5 if component == "text_encoder" else partial(_build_diffusers, component)
+            return build(config, path).eval()
     except Exception as error:  # a broken config fails in as many ways as there are lines in a model's __init__
         raise DamagedError(
             f"{component}/config.json describes no {_CLASSES[component].__name__} ({error})",
@@ -62,24 +66,32 @@ def build_skeleton(component: str, config: Mapping[str, Any], path: str) -> Any:
         ) from error
 
 
-def is_wide(component: str, tensor: str) -> bool:
-    """Whether `from_pretrained(dtype=torch.float16)` keeps the tensor in float32.
+def check_classes() -> None:
+    """Raise `NotSupportedError` unless the installed classes keep in float32 what `COMPONENTS` says they do."""
+    for component, parts in COMPONENTS.items():
+        kept = tuple(_CLASSES[component]._keep_in_fp32_modules or ())
+        if set(kept) != set(parts.float32_modules):
+            raise NotSupportedError(
+                f"The installed {parts.library} keeps other parts of {parts.model_class} in float32: {kept}, "
+                f"not {parts.float32_modules}",
+                "Install the versions that wanstore is tested with: see its constraints.txt",
+            )
 
-    The classes' lists name whole segments of a path: `norm1` is not `norm10`.
-    """
-    kept = _CLASSES[component]._keep_in_fp32_modules or ()
-    return not set(kept).isdisjoint(tensor.split("."))
 
-
-def finish_model(component: str, model: Any, tensors: Mapping[str, torch.Tensor], path: str) -> None:
-    """Give a skeleton its tensors and what `from_pretrained` leaves on a model."""
+def fill_model(component: str, model: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give a skeleton its tensors, by name, and move its buffers to where they are."""
     for name, tensor in tensors.items():
         _assign(model, name, tensor)
     if component == "text_encoder":
-        _finish_umt5(model)
-    else:
-        model.register_to_config(_name_or_path=path)
-    model.eval()
+        _tie(model)
+    move_buffers(model, next(iter(tensors.values())).device)
+
+
+def move_buffers(model: Any, device: torch.device) -> None:
+    """Move what no file holds, the RoPE tables above all."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
 def load_scheduler(folder: Path) -> Any:
@@ -92,11 +104,11 @@ def load_scheduler(folder: Path) -> Any:
     return build.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
 
 
-def assemble(folder: Path, models: Mapping[str, Any], tokenizer: Any, device: torch.device) -> Any:
-    """The pipeline of finished parts on `device`, where the parameters already are: only buffers move."""
+def assemble(folder: Path, models: Mapping[str, Any], tokenizer: Any) -> Any:
+    """The pipeline of these parts."""
     pipe = WanPipeline(tokenizer=tokenizer, scheduler=load_scheduler(folder), **models)
     pipe.register_to_config(_name_or_path=str(folder))
-    return pipe.to(device)
+    return pipe
 
 
 @contextmanager
@@ -114,13 +126,20 @@ def _build_umt5(config: Mapping[str, Any], path: str) -> Any:
     umt5.dtype = torch.float16
     umt5._name_or_path = path  # before the model is built, which copies it
     with torch.device("meta"):  # UMT5 has no buffers that this could lose
-        return UMT5EncoderModel(umt5)
+        model = UMT5EncoderModel(umt5)
+    _tie(model)
+    model._use_kernels, model._weight_conversions = False, []
+    for module in model.modules():
+        module._is_hf_initialized = True
+    return model
 
 
-def _build_diffusers(component: str, config: Mapping[str, Any]) -> Any:
+def _build_diffusers(component: str, config: Mapping[str, Any], path: str) -> Any:
     # Parameters only: the RoPE tables are buffers that no file holds, so they have to be computed.
     with no_init_weights(), init_empty_weights(include_buffers=False):
-        return _CLASSES[component].from_config(dict(config))
+        model = _CLASSES[component].from_config(dict(config))
+    model.register_to_config(_name_or_path=path)
+    return model
 
 
 def _assign(model: Any, name: str, tensor: torch.Tensor) -> None:
@@ -130,8 +149,5 @@ def _assign(model: Any, name: str, tensor: torch.Tensor) -> None:
     parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=parameters[leaf].requires_grad)
 
 
-def _finish_umt5(model: Any) -> None:
+def _tie(model: Any) -> None:
     model.encoder.embed_tokens.weight = model.shared.weight  # untied it would be garbage, not an error
-    model._use_kernels, model._weight_conversions = False, []
-    for module in model.modules():
-        module._is_hf_initialized = True

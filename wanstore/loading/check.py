@@ -20,8 +20,8 @@ _READ_SUFFIXES = (".json", ".safetensors")
 """Files that a load may open. One that the manifest doesn't list could stand in for one that it does."""
 
 
-def check_sealed(folder: Path, *, verify: bool, progress: Progress | None = None) -> None:
-    """Raise `DamagedError` naming every file of a sealed `folder` that is not as its manifest says.
+def check_sealed(folder: Path, *, verify: bool, progress: Progress | None = None) -> Manifest:
+    """The manifest of a sealed `folder`; raises `DamagedError` naming every file that is not as it says.
 
     Kinds and sizes are compared always, SHA-256 with `verify`. Raises `NotFoundError` without a manifest.
     """
@@ -37,6 +37,7 @@ def check_sealed(folder: Path, *, verify: bool, progress: Progress | None = None
     if faults:
         listed = "; ".join(f"{path} {fault}" for path, fault in sorted(faults.items()))
         raise DamagedError(f"{folder} is not what its manifest says: {listed}", _REPAIR)
+    return manifest
 
 
 def _wrong_files(folder: Path, manifest: Manifest) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a load cost, phase by phase."""
+"""What a load cost, phase by phase, and what bound it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,72 @@ import attrs
 
 @attrs.frozen
 class Phase:
-    """One step of a load; `size_bytes` is what it read, 0 when it read next to nothing."""
+    """One step of a load; `size_bytes` is what it moved, 0 when it moved next to nothing.
+
+    `began_seconds` counts from the load's beginning: weights move while libraries are imported, so phases overlap.
+    """
 
     name: str
     seconds: float
     size_bytes: int = 0
+    began_seconds: float = 0.0
+
+
+@attrs.frozen
+class TransferRecord:
+    """What moving the weights took: `seconds` from its beginning to its end.
+
+    `uncached_bytes` were not in page cache. `read_seconds` and `wait_seconds` are an average thread's: reading,
+    and waiting for the device to have copied. `prepare_seconds` went by before the first byte was asked for:
+    the device's own start, and allocation.
+    """
+
+    size_bytes: int
+    uncached_bytes: int
+    seconds: float
+    prepare_seconds: float
+    read_seconds: float
+    wait_seconds: float
+
+    @property
+    def bound_by(self) -> str:
+        """What the transfer itself waited for most: `disk`, `page cache`, `PCIe` or `preparation`."""
+        slowest = max(self.prepare_seconds, self.read_seconds, self.wait_seconds)
+        if slowest == self.prepare_seconds:
+            return "preparation"
+        if slowest == self.wait_seconds:
+            return "PCIe"
+        return "disk" if 2 * self.uncached_bytes > self.size_bytes else "page cache"
+
+
+@attrs.frozen
+class Attention:
+    """The attention backend: which was asked for, which is used, and why they differ if they do."""
+
+    asked: str
+    used: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"attention {self.used}" + (f", not {self.asked}: {self.reason}" if self.reason else "")
 
 
 @attrs.frozen
 class LoadReport:
-    """Where a load's time went. `seconds` is the whole call, `size_bytes` the weight files' tensor data."""
+    """Where a load's time went. `seconds` is the whole call, `size_bytes` the weight files' tensor data.
+
+    `bound_by` names what the call spent most of its time on: a phase, or what the transfer of the weights was
+    held up by where the call had to wait for it.
+    """
 
     folder: str
     device: str
     seconds: float
     size_bytes: int
     phases: tuple[Phase, ...]
+    bound_by: str
+    transfer: TransferRecord | None = None
+    attention: Attention | None = None
 
     def phase(self, name: str) -> Phase:
         """The phase of that name; raises `KeyError` when the load had none."""
@@ -36,12 +86,14 @@ class LoadReport:
         raise KeyError(name)
 
     def lines(self) -> list[str]:
-        """The report as a table, one string a line: phase, seconds, GB and GB/s."""
+        """The report as a table, one string a line: phase, when it began, seconds, GB and GB/s."""
         rows = [*self.phases, Phase("total", self.seconds, self.size_bytes)]
         return [
             f"{self.folder} on {self.device}",
-            f"{'phase':<10} {'seconds':>8} {'GB':>8} {'GB/s':>7}",
+            f"{'phase':<10} {'from':>8} {'seconds':>8} {'GB':>8} {'GB/s':>7}",
             *(_row(phase) for phase in rows),
+            f"bound by {self.bound_by}",
+            *([str(self.attention)] if self.attention else []),
         ]
 
     def __str__(self) -> str:
@@ -52,24 +104,50 @@ def _row(phase: Phase) -> str:
     gigabytes = phase.size_bytes / 1e9
     rate = gigabytes / phase.seconds if phase.seconds else 0.0
     read = f" {gigabytes:>8.3f} {rate:>7.2f}" if phase.size_bytes else ""
-    return f"{phase.name:<10} {phase.seconds:>8.3f}{read}"
+    return f"{phase.name:<10} {phase.began_seconds:>8.3f} {phase.seconds:>8.3f}{read}"
 
 
 class PhaseClock:
-    """Times phases that follow one another; what lies between two of them counts in the total only."""
+    """Times a load: phases of the calling thread, which follow one another, and the transfer beside them."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
         self._phases: list[Phase] = []
+        self._waited_seconds = 0.0
+        self._transfer: TransferRecord | None = None
 
     @contextmanager
-    def phase(self, name: str, size_bytes: int = 0) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
         """Time the block as the phase `name`."""
         began = time.perf_counter()
         yield
-        self._phases.append(Phase(name, time.perf_counter() - began, size_bytes))
+        self._phases.append(Phase(name, time.perf_counter() - began, began_seconds=began - self._began))
 
-    def report(self, folder: str, device: str) -> LoadReport:
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time the block as waiting for the transfer."""
+        began = time.perf_counter()
+        yield
+        self._waited_seconds += time.perf_counter() - began
+
+    def transferred(self, began: float, transfer: TransferRecord) -> None:
+        """The transfer, which began at `began` by `time.perf_counter`, is over: it is the phase `weights`."""
+        self._transfer = transfer
+        self._phases.append(Phase("weights", transfer.seconds, transfer.size_bytes, began - self._began))
+
+    def report(self, folder: str, device: str, attention: Attention | None = None) -> LoadReport:
         """All that was timed so far."""
-        size = sum(phase.size_bytes for phase in self._phases if phase.name == "weights")
-        return LoadReport(folder, device, time.perf_counter() - self._began, size, tuple(self._phases))
+        spent = {phase.name: phase.seconds for phase in self._phases if phase.name != "weights"}
+        if self._transfer:
+            held_up = self._transfer.bound_by
+            spent[held_up] = spent.get(held_up, 0.0) + self._waited_seconds
+        return LoadReport(
+            folder=folder,
+            device=device,
+            seconds=time.perf_counter() - self._began,
+            size_bytes=self._transfer.size_bytes if self._transfer else 0,
+            phases=tuple(sorted(self._phases, key=lambda phase: phase.began_seconds)),
+            bound_by=max(spent, key=lambda name: spent[name]),
+            transfer=self._transfer,
+            attention=attention,
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 import attrs
@@ -15,34 +15,58 @@ from wanstore.errors import DamagedError
 from wanstore.loading.check import read_json
 from wanstore.safetensors_format import HeaderError, Tensor, read_header
 
+_REPAIR = "Run setup again with --replace"
+
 
 @attrs.frozen
 class WeightFile:
-    """A safetensors file; its tensors in the order of their data."""
+    """An open safetensors file; its tensors in the order of their data.
+
+    Header and data are read by the one `descriptor`: whatever takes the file's place meanwhile, they belong
+    together. `modified_ns` is when it was last written, as of opening it.
+    """
 
     path: Path
     tensors: tuple[Tensor, ...]
+    descriptor: int
+    modified_ns: int
 
     @property
     def size_bytes(self) -> int:
         """Bytes of tensor data, the header not counted."""
         return sum(tensor.size_bytes for tensor in self.tensors)
 
+    def tensor_at(self, position: int) -> str:
+        """The name of the tensor that holds byte `position` of the file."""
+        return next(tensor.name for tensor in self.tensors if tensor.stop > position)
 
-def find_weights(folder: Path, component: str) -> tuple[WeightFile, ...]:
-    """The component's weight files, in the order of their names.
+    def check_unchanged(self) -> None:
+        """Raise `DamagedError` when the file was written to since it was opened."""
+        status = os.fstat(self.descriptor)
+        end = max((tensor.stop for tensor in self.tensors), default=status.st_size)
+        if status.st_size != end or status.st_mtime_ns != self.modified_ns:
+            raise DamagedError(f"{self.path} was written to while it was read", "Load again; run wanstore verify")
+
+
+Weights = Mapping[str, tuple[WeightFile, ...]]
+"""The weight files of each component."""
+
+
+@contextmanager
+def open_weights(folder: Path) -> Iterator[Weights]:
+    """The weight files of all components, by component and in the order of their names; closed with the block.
 
     Raises `DamagedError` naming the file when one is missing, not inside the component's folder, no
     well-formed safetensors file, or holds a tensor that another one holds as well.
     """
-    files = tuple(_open_header(path) for path in _paths(folder / component, COMPONENTS[component]))
-    holders: dict[str, Path] = {}
-    for file in files:
-        for tensor in file.tensors:
-            if tensor.name in holders:
-                raise DamagedError(f"{file.path}: tensor {tensor.name} is in {holders[tensor.name].name} as well")
-            holders[tensor.name] = file.path
-    return files
+    with ExitStack() as stack:
+        weights = {}
+        for component, parts in COMPONENTS.items():
+            weights[component] = tuple(
+                stack.enter_context(open_weight_file(p)) for p in _paths(folder / component, parts)
+            )
+            _check_once(weights[component])
+        yield weights
 
 
 def check_fit(
@@ -68,19 +92,13 @@ def check_fit(
         raise DamagedError(f"{folder / component}: tensor {name}{more} is in none of its files ({places})")
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A descriptor to read `path` by; raises `DamagedError` when there is no such regular file."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise DamagedError(f"{path} is no regular file")
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error.strerror})", "Run setup again with --replace") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _check_once(files: tuple[WeightFile, ...]) -> None:
+    holders: dict[str, Path] = {}
+    for file in files:
+        for tensor in file.tensors:
+            if tensor.name in holders:
+                raise DamagedError(f"{file.path}: tensor {tensor.name} is in {holders[tensor.name].name} as well")
+            holders[tensor.name] = file.path
 
 
 def _paths(folder: Path, parts: Component) -> list[Path]:
@@ -98,10 +116,25 @@ def _paths(folder: Path, parts: Component) -> list[Path]:
     return [folder / name for name in sorted(set(weight_map.values()))]
 
 
-def _open_header(path: Path) -> WeightFile:
-    with opened(path) as descriptor:
-        try:
-            size = os.fstat(descriptor).st_size
-            return WeightFile(path, read_header(lambda count: os.pread(descriptor, count, 0), size))
-        except HeaderError as error:
-            raise DamagedError(f"{path}: {error}", "Run setup again with --replace") from error
+@contextmanager
+def open_weight_file(path: Path) -> Iterator[WeightFile]:
+    """One file, its header read; raises `DamagedError` when it is no well-formed safetensors file."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise DamagedError(f"{path} is no regular file")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror})", _REPAIR) from error
+    try:
+        yield _with_header(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _with_header(path: Path, descriptor: int) -> WeightFile:
+    try:
+        status = os.fstat(descriptor)
+        tensors = read_header(lambda count: os.pread(descriptor, count, 0), status.st_size)
+    except (HeaderError, OSError) as error:
+        raise DamagedError(f"{path}: {error}", _REPAIR) from error
+    return WeightFile(path, tensors, descriptor, status.st_mtime_ns)

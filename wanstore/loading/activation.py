@@ -1,0 +1,136 @@
+"""The second half of a load: what a process does after its memory snapshot was restored."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from wanstore.components import COMPONENTS
+from wanstore.errors import ChangedError, NotFoundError, NotSupportedError
+from wanstore.interfaces import Progress
+from wanstore.loading.assemble import fill_model, wanted_tensors
+from wanstore.loading.attention import apply_attention
+from wanstore.loading.check import check_sealed
+from wanstore.loading.device import pick_device
+from wanstore.loading.layout import lay_out_buffers
+from wanstore.loading.report import Attention, PhaseClock
+from wanstore.loading.sources import MemorySource
+from wanstore.loading.streaming import Stream, stream
+from wanstore.loading.transfer import Transfer
+from wanstore.loading.weight_files import check_fit, open_weights
+from wanstore.manifest import Manifest
+
+_ACTIVATING = threading.Lock()
+
+
+@attrs.frozen
+class Origin:
+    """What a pipeline was prepared from; kept on it as `wanstore_origin`. An unsealed folder has no manifest."""
+
+    folder: Path
+    manifest: Manifest | None
+    asked_attention: str | None
+
+    @property
+    def attention(self) -> str | None:
+        """The attention backend to use on a GPU: the one asked for, or the one that the manifest notes."""
+        noted = self.manifest.notes.get("attention") if self.manifest else None
+        return self.asked_attention or noted
+
+    def check_same(self) -> None:
+        """Raise `ChangedError`, or `NotFoundError`, unless the folder still holds what it held."""
+        if self.manifest is None:
+            return
+        again = "Load the pipeline anew, and make the snapshot anew if there was one"
+        if not self.folder.is_dir():
+            raise NotFoundError(f"The folder {self.folder}, which this pipeline was prepared from, is gone", again)
+        if check_sealed(self.folder, verify=False).digest != self.manifest.digest:
+            raise ChangedError(f"{self.folder} holds another pipeline than this one was prepared from", again)
+
+
+def activate(pipe: Any, device: str | torch.device | None, progress: Progress) -> None:
+    """See `wanstore.loading.activate`."""
+    origin = getattr(pipe, "wanstore_origin", None)
+    if not isinstance(origin, Origin):
+        raise NotSupportedError("This pipeline was not loaded by wanstore", "Load it with wanstore.load")
+    with _ACTIVATING:
+        clock = PhaseClock()
+        reseed()
+        if any(parameter.is_meta for model in _models(pipe) for parameter in model.parameters()):
+            with clock.phase("check"):
+                origin.check_same()
+                opened = open_weights(origin.folder)
+            with opened as files, stream(files, device, progress, origin.folder.name) as streamed:
+                for component, model in zip(COMPONENTS, _models(pipe), strict=True):
+                    check_fit(origin.folder, component, files[component], wanted_tensors(model))
+                fill(pipe, streamed, clock)
+        else:
+            with clock.phase("device"):
+                ready = pick_device(device)
+            if pipe.device != ready:
+                _move(pipe, ready, clock)
+        with clock.phase("attention"):
+            attention = apply_once(pipe, pipe.device)
+        pipe.activation_report = clock.report(str(origin.folder), str(pipe.device), attention)
+        if attention:
+            pipe.load_report = attrs.evolve(pipe.load_report, attention=attention)
+
+
+def fill(pipe: Any, streamed: Stream, clock: PhaseClock) -> None:
+    """Wait for the weights and give them to a pipeline that has none; on an error it stays as it was."""
+    tensors = streamed.wait(clock)
+    with clock.phase("assign"):
+        pipe.wanstore_origin.check_same()  # it was not swapped in mid-load either
+        for component, model in zip(COMPONENTS, _models(pipe), strict=True):
+            fill_model(component, model, tensors[component])
+
+
+def reseed() -> None:
+    """Give the process's random generators new seeds: all clones of one snapshot would draw the same numbers."""
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(int.from_bytes(os.urandom(4), "little"))
+    torch.seed()
+
+
+def apply_once(pipe: Any, device: torch.device) -> Attention | None:
+    """Apply the pipeline's attention backend on `device`; what came of it, None if there is nothing to do."""
+    backend = pipe.wanstore_origin.attention
+    if backend is None or getattr(pipe, "wanstore_attention_on", None) == device:
+        return None
+    pipe.wanstore_attention_on = device
+    return apply_attention(pipe, backend, device)
+
+
+def _models(pipe: Any) -> list[Any]:
+    return [getattr(pipe, component) for component in COMPONENTS]
+
+
+def _move(pipe: Any, device: torch.device, clock: PhaseClock) -> None:
+    """Move parameters and buffers; from memory to a GPU by whole buffers, as quickly as from files."""
+    parameters = [parameter for model in _models(pipe) for parameter in model.parameters()]
+    if device.type == "cuda" and all(parameter.device.type == "cpu" for parameter in parameters):
+        _move_parameters(parameters, device, clock)
+    with clock.phase("pipeline"):
+        for model in _models(pipe):
+            model.to(device)
+
+
+def _move_parameters(parameters: list[torch.nn.Parameter], device: torch.device, clock: PhaseClock) -> None:
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in parameters}
+    arrays = [torch.empty(0, dtype=torch.uint8).set_(storage).numpy() for storage in storages.values()]
+    with Transfer(MemorySource(arrays), lay_out_buffers([len(array) for array in arrays]), device) as transfer:
+        with clock.waiting():
+            moved = dict(zip(storages, transfer.buffers(), strict=True))
+        clock.transferred(transfer.began, transfer.record)
+    for parameter in parameters:
+        there = moved[parameter.untyped_storage().data_ptr()].untyped_storage()
+        whole = torch.empty(0, dtype=parameter.dtype, device=device)
+        parameter.data = whole.set_(there, parameter.storage_offset(), parameter.shape, parameter.stride())

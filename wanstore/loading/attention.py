@@ -1,0 +1,42 @@
+"""The attention backend: the one that is asked for if it works on this machine, else the native one, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+from wanstore.errors import NotSupportedError
+from wanstore.loading.report import Attention
+
+NATIVE = "native"
+
+
+def check_known(backend: str) -> None:
+    """Raise `NotSupportedError` for a name that diffusers has no backend of. Touches no device."""
+    names = [name.value for name in AttentionBackendName]
+    if backend not in names:
+        raise NotSupportedError(f"diffusers has no attention backend {backend!r}", f"Choose from {', '.join(names)}")
+
+
+def apply_attention(pipe: Any, backend: str, device: torch.device) -> Attention:
+    """Make the pipeline's transformer use `backend`, once it was seen to work on `device`; else the native one."""
+    if device.type != "cuda":
+        return Attention(backend, NATIVE, "" if backend == NATIVE else f"it needs a GPU, the pipeline is on {device}")
+    try:
+        pipe.transformer.set_attention_backend(backend)
+        _try(backend, device)
+    except Exception as error:  # noqa: BLE001  a backend fails in its own ways: not installed, built for another GPU
+        # diffusers keeps the name for the whole process: it has to be set back, not only left alone.
+        pipe.transformer.set_attention_backend(NATIVE)
+        return Attention(backend, NATIVE, str(error).strip().splitlines()[0] if str(error) else type(error).__name__)
+    return Attention(backend, backend)
+
+
+def _try(backend: str, device: torch.device) -> None:
+    """One small attention with the transformer's head size and dtype, so that a backend fails here and now."""
+    query = torch.randn(1, 64, 2, 128, dtype=torch.float16, device=device)
+    result = dispatch_attention_fn(query, query, query, backend=AttentionBackendName(backend))
+    if not torch.isfinite(result).all():
+        raise NotSupportedError(f"{backend} gives values that are not finite")

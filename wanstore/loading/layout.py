@@ -1,0 +1,146 @@
+"""Where tensors go: buffers that they are views of, and the pieces of files that fill them. Plain numbers, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import attrs
+
+from wanstore.safetensors_format import ITEM_BYTES, TENSOR_ALIGNMENT, Tensor
+
+PIECE_BYTES = 8 << 20
+"""Read and moved at a time. From 4 MiB on a PCIe 5 link runs at its full rate; larger ones need a larger ring."""
+NARROW, WIDE = "F16", "F32"
+
+
+@attrs.frozen
+class Buffer:
+    """One allocation: `elements` of dtype `final`, filled from bytes of dtype `stored` (both as safetensors' names)."""
+
+    stored: str
+    final: str
+    elements: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.elements * ITEM_BYTES[self.final]
+
+
+@attrs.frozen
+class Place:
+    """A tensor as a view: `shape` from element `start` of buffer `buffer` on."""
+
+    buffer: int
+    start: int
+    shape: tuple[int, ...]
+    elements: int
+
+
+@attrs.frozen
+class Part:
+    """Bytes `start` to `stop` of a source, which go to `buffer` from element `element` on."""
+
+    start: int
+    stop: int
+    buffer: int
+    element: int
+
+
+@attrs.frozen
+class Piece:
+    """Neighbouring parts of source number `source`, moved in one go: at most `PIECE_BYTES`, never half an element."""
+
+    source: int
+    parts: tuple[Part, ...]
+
+    @property
+    def start(self) -> int:
+        return self.parts[0].start
+
+    @property
+    def stop(self) -> int:
+        return self.parts[-1].stop
+
+
+@attrs.frozen
+class Layout:
+    """All of a load: the buffers, each tensor's place by its name, and the pieces in the order to move them."""
+
+    buffers: tuple[Buffer, ...]
+    places: Mapping[str, Place]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that all buffers take."""
+        return sum(buffer.size_bytes for buffer in self.buffers)
+
+
+def lay_out_files(files: Sequence[tuple[str, Sequence[Tensor], Callable[[str], bool]]]) -> Layout:
+    """A buffer for each file and kind of tensor. `files` are (prefix of names, tensors, which stay float32).
+
+    Floating-point tensors become float16, those that stay float32 are widened; others are kept as they are.
+    A file as setup writes it needs one buffer, and one more for what is widened. Every tensor starts at a
+    multiple of 256 bytes, as in memory that torch allocates: kernels are chosen by alignment.
+    """
+    buffers: list[Buffer] = []
+    places: dict[str, Place] = {}
+    pieces: list[Piece] = []
+    for number, (prefix, tensors, keeps_float32) in enumerate(files):
+        kinds: dict[tuple[str, str], int] = {}
+        ends: dict[int, int] = {}
+        parts: list[Part] = []
+        for tensor in tensors:
+            kind = tensor.dtype, _final(tensor, keeps_float32)
+            buffer = kinds.setdefault(kind, len(buffers) + len(kinds))
+            step = TENSOR_ALIGNMENT // min(ITEM_BYTES[dtype] for dtype in kind)
+            gap = -ends.get(buffer, 0) % step
+            start = ends.get(buffer, 0) + gap
+            ends[buffer] = start + tensor.elements
+            places[prefix + tensor.name] = Place(buffer, start, tensor.shape, tensor.elements)
+            if parts and parts[-1].buffer == buffer and gap == 0 and parts[-1].stop == tensor.start:
+                parts[-1] = attrs.evolve(parts[-1], stop=tensor.stop)
+            elif tensor.elements:
+                parts.append(Part(tensor.start, tensor.stop, buffer, start))
+        buffers += [Buffer(*kind, ends[buffer]) for kind, buffer in kinds.items()]
+        pieces += _cut(number, parts, buffers)
+    return Layout(tuple(buffers), places, tuple(pieces))
+
+
+def lay_out_buffers(sizes: Sequence[int]) -> Layout:
+    """Copies of buffers of `sizes` bytes, each as it is; source number and buffer number are the same."""
+    buffers = [Buffer("U8", "U8", size) for size in sizes]
+    pieces = [
+        piece
+        for number, size in enumerate(sizes)
+        if size
+        for piece in _cut(number, [Part(0, size, number, 0)], buffers)
+    ]
+    return Layout(tuple(buffers), {}, tuple(pieces))
+
+
+def _final(tensor: Tensor, keeps_float32: Callable[[str], bool]) -> str:
+    if "F" not in tensor.dtype:
+        return tensor.dtype
+    return WIDE if keeps_float32(tensor.name) else NARROW
+
+
+def _cut(source: int, parts: Sequence[Part], buffers: Sequence[Buffer]) -> Iterator[Piece]:
+    """Pieces of the parts, which are in the order of the source and leave no gaps."""
+    piece: list[Part] = []
+    for part in parts:
+        item = ITEM_BYTES[buffers[part.buffer].stored]
+        start, element = part.start, part.element
+        while start < part.stop:
+            begin = piece[0].start if piece else start
+            room = (begin + PIECE_BYTES - start) // item * item
+            if room <= 0:
+                yield Piece(source, tuple(piece))
+                piece = []
+                continue
+            stop = min(part.stop, start + room)
+            piece.append(Part(start, stop, part.buffer, element))
+            element += (stop - start) // item
+            start = stop
+    if piece:
+        yield Piece(source, tuple(piece))

@@ -1,0 +1,85 @@
+"""What of a file the kernel already holds in memory, and getting it to hold more of it before it is asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from wanstore.loading.weight_files import Weights
+
+_READ_AHEAD_THREADS = 4
+_BLOCK_BYTES = 8 << 20
+
+
+def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Whether each span (first byte, end) of a file is in page cache, judged by its first and its last page.
+
+    Where that can't be asked all are said to be: then they are read through the cache, as ever. The kernel
+    answers the same to somebody who could not write the file (mincore(2)).
+    """
+    size = os.fstat(descriptor).st_size
+    if not spans or size == 0:
+        return [True] * len(spans)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        return [True] * len(spans)
+    page, answer = mmap.PAGESIZE, ctypes.create_string_buffer(1)
+
+    def cached(position: int) -> bool:
+        asked = libc.mincore(address + position // page * page, page, answer)
+        return asked != 0 or bool(answer.raw[0] & 1)
+
+    try:
+        return [cached(start) and cached(stop - 1) for start, stop in spans]
+    finally:
+        libc.munmap(address, size)
+
+
+class ReadAhead:
+    """While the block runs, threads read what of the files is not in page cache yet, in order, and drop it.
+
+    It fills the time until the bytes have somewhere to go: importing torch alone takes seconds. Where a file
+    system caches nothing, nothing is gained or lost. Faults are left to whoever reads the bytes in earnest.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._work: deque[tuple[int, int]] = deque()
+        for file in (file for group in weights.values() for file in group):
+            descriptor, size = file.descriptor, os.fstat(file.descriptor).st_size
+            spans = [(start, min(size, start + _BLOCK_BYTES)) for start in range(0, size, _BLOCK_BYTES)]
+            missing = zip(spans, cached_spans(descriptor, spans), strict=True)
+            self._work += [(descriptor, start) for (start, _), cached in missing if not cached]
+        count = min(_READ_AHEAD_THREADS, len(self._work))
+        self._threads = [threading.Thread(target=self._run, name="wanstore-ahead") for _ in range(count)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._work.clear()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        block = memoryview(bytearray(_BLOCK_BYTES))
+        while self._work:
+            try:
+                descriptor, start = self._work.popleft()
+                os.preadv(descriptor, [block], start)
+            except (IndexError, OSError):
+                return

@@ -1,0 +1,53 @@
+"""A pipeline's weights on their way from its files to a device, while other things are done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import attrs
+import torch
+
+from wanstore.components import COMPONENTS
+from wanstore.interfaces import Progress
+from wanstore.loading.layout import lay_out_files
+from wanstore.loading.report import PhaseClock
+from wanstore.loading.sources import FileSource
+from wanstore.loading.transfer import Transfer
+from wanstore.loading.weight_files import Weights
+
+
+@attrs.frozen
+class Stream:
+    """Weights under way."""
+
+    transfer: Transfer
+    progress: Progress
+    task: str
+
+    def wait(self, clock: PhaseClock) -> dict[str, dict[str, torch.Tensor]]:
+        """Each component's tensors by name, once all are there. Raises what `Transfer.buffers` raises."""
+        with clock.waiting():
+            tensors = self.transfer.tensors()
+        clock.transferred(self.transfer.began, self.transfer.record)
+        self.progress.finish(self.task)
+        sorted_out: dict[str, dict[str, torch.Tensor]] = {component: {} for component in COMPONENTS}
+        for name, tensor in tensors.items():
+            component, _, leaf = name.partition("/")
+            sorted_out[component][leaf] = tensor
+        return sorted_out
+
+
+@contextmanager
+def stream(weights: Weights, device: str | torch.device | None, progress: Progress, name: str) -> Iterator[Stream]:
+    """Begin to move all weights to `device`. What `from_pretrained` keeps in float32 is widened, the rest float16.
+
+    Leaving the block ends it, finished or not.
+    """
+    files = [(component, file) for component, group in weights.items() for file in group]
+    layout = lay_out_files([(f"{c}/", file.tensors, COMPONENTS[c].keeps_float32) for c, file in files])
+    task = f"load {name}"
+    progress.start(task, sum(file.size_bytes for _, file in files))
+    with Transfer(FileSource([file for _, file in files]), layout, device, partial(progress.advance, task)) as transfer:
+        yield Stream(transfer, progress, task)
