@@ -56,7 +56,8 @@ def build_skeleton(component: str, config: Mapping[str, Any], path: str) -> Any:
     Raises `DamagedError` when `config` describes no such model.
     """
     try:
-        with _BUILDING, _default_dtype(torch.float16):
+        # Some classes draw initial values that nobody sees: the caller's random numbers stay as they were.
+        with _BUILDING, _default_dtype(torch.float16), torch.random.fork_rng(devices=[]):
             build = _build_umt5 if component == "text_encoder" else partial(_build_diffusers, component)
             return build(config, path).eval()
     except Exception as error:  # a broken config fails in as many ways as there are lines in a model's __init__

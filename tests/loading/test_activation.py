@@ -1,0 +1,282 @@
+"""`activate`, the second half of a load: weights come from where they are, once, and only if they are the same."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from wanstore.errors import ChangedError, DamagedError, NotFoundError, NotSupportedError
+from wanstore.loading import activate, load
+from wanstore.manifest import MANIFEST_NAME, dump_manifest, read_manifest
+from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.tiny_wan import make_tiny_wan
+
+MODELS = ("text_encoder", "transformer", "vae")
+VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
+
+
+def assert_same_weights(ours: Any, theirs: Any) -> None:
+    """Bit for bit, by name; buffers too."""
+    for name in MODELS:
+        held, wanted = getattr(ours, name), getattr(theirs, name)
+        for kind in ("state_dict", "named_buffers"):
+            for key, tensor in dict(getattr(wanted, kind)()).items():
+                moved = dict(getattr(held, kind)())[key]
+                assert moved.dtype == tensor.dtype
+                assert torch.equal(moved.cpu(), tensor.cpu()), (name, key)
+    assert ours.text_encoder.encoder.embed_tokens.weight is ours.text_encoder.shared.weight
+
+
+def note(folder: Path, **notes: str) -> None:
+    """Seal the folder anew, with notes."""
+    manifest = read_manifest(folder)
+    assert manifest
+    (folder / MANIFEST_NAME).write_bytes(dump_manifest(attrs.evolve(manifest, notes=notes)))
+
+
+# --- deferred weights
+
+
+def test_a_deferred_pipeline_is_a_skeleton(tiny_sealed: Path) -> None:
+    """Everything but weights: no parameter takes memory, buffers and tokenizer are ready."""
+    pipe = load(tiny_sealed, weights="deferred")
+    for name in MODELS:
+        assert all(parameter.is_meta for parameter in getattr(pipe, name).parameters())
+        assert not any(buffer.is_meta for buffer in getattr(pipe, name).buffers())
+    assert pipe.tokenizer("a cat").input_ids
+    assert (pipe.load_report.size_bytes, pipe.load_report.transfer) == (0, None)
+
+
+def test_activating_it_gives_what_a_plain_load_gives(tiny_sealed: Path) -> None:
+    """Every bit, also where float32 is kept; with a report of its own."""
+    pipe = load(tiny_sealed, weights="deferred")
+    assert activate(pipe, "cpu") is pipe
+    assert_same_weights(pipe, load(tiny_sealed, device="cpu"))
+    assert not any(parameter.requires_grad is False for parameter in pipe.transformer.parameters())
+    assert pipe.activation_report.size_bytes == pipe.activation_report.phase("weights").size_bytes > 1_000_000
+
+
+def test_activating_twice_reads_once(tiny_sealed: Path) -> None:
+    """The second time there is nothing to do: the files may be gone."""
+    pipe = activate(load(tiny_sealed, weights="deferred"), "cpu")
+    before = pipe.transformer.proj_out.weight
+    shutil.rmtree(tiny_sealed)
+    assert activate(pipe, "cpu").transformer.proj_out.weight is before
+
+
+def test_two_threads_activate_it_once(tiny_sealed: Path) -> None:
+    """The second one waits for the first."""
+    pipe = load(tiny_sealed, weights="deferred")
+    threads = [threading.Thread(target=activate, args=(pipe, "cpu")) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same_weights(pipe, load(tiny_sealed, device="cpu"))
+
+
+def test_another_pipeline_in_the_same_place_is_refused(tiny_sealed: Path) -> None:
+    """A sealed one of the same shape: only its manifest tells that the weights are others."""
+    pipe = load(tiny_sealed, weights="deferred")
+    shutil.rmtree(tiny_sealed)
+    seal_as_is(make_tiny_wan(tiny_sealed, dtype="float16", seed=5))
+    with pytest.raises(ChangedError, match="another pipeline"):
+        activate(pipe, "cpu")
+    assert all(parameter.is_meta for parameter in pipe.transformer.parameters())
+
+
+def test_a_folder_that_is_gone_is_refused(tiny_sealed: Path) -> None:
+    """With what to do."""
+    pipe = load(tiny_sealed, weights="deferred")
+    shutil.rmtree(tiny_sealed)
+    with pytest.raises(NotFoundError, match=r"is gone.*Load the pipeline anew"):
+        activate(pipe, "cpu")
+
+
+def test_after_a_failed_activation_another_one_works(tiny_sealed: Path) -> None:
+    """The pipeline is as it was: still a skeleton."""
+    pipe, path = load(tiny_sealed, weights="deferred"), tiny_sealed / VAE_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    with pytest.raises(DamagedError, match=VAE_FILE):
+        activate(pipe, "cpu")
+    path.write_bytes(whole)
+    assert_same_weights(activate(pipe, "cpu"), load(tiny_sealed, device="cpu"))
+
+
+def test_a_pipeline_swapped_in_mid_load_is_refused(tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are whole, the manifest is another: parts of both could have been read."""
+    from wanstore.loading.streaming import Stream
+
+    wait = Stream.wait
+
+    def swap(stream: Any, clock: Any) -> Any:
+        note(tiny_sealed, swapped="yes")
+        return wait(stream, clock)
+
+    monkeypatch.setattr(Stream, "wait", swap)
+    with pytest.raises(ChangedError):
+        load(tiny_sealed, device="cpu")
+
+
+def test_deferred_weights_are_on_no_device(tiny_sealed: Path) -> None:
+    """Asking for one already is a misunderstanding."""
+    with pytest.raises(NotSupportedError, match="Name the device to activate"):
+        load(tiny_sealed, weights="deferred", device="cuda")
+
+
+def test_an_unsealed_folder_may_be_deferred_too(tiny_copy: Path) -> None:
+    """There is no manifest to hold it to; the headers still have to fit."""
+    pipe = activate(load(tiny_copy, weights="deferred", sealed=False), "cpu")
+    assert_same_weights(pipe, load(tiny_copy, device="cpu", sealed=False))
+
+
+# --- weights in memory
+
+
+def test_a_resident_pipeline_stays_where_it_is(tiny_sealed: Path) -> None:
+    """On the CPU there is nothing to bring; the files are not needed any more."""
+    pipe = load(tiny_sealed, device="cpu")
+    shutil.rmtree(tiny_sealed)
+    activate(pipe, "cpu")
+    assert pipe.activation_report.size_bytes == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["resident", "deferred"])
+def test_on_a_gpu_every_bit_is_the_cpus(tiny_sealed: Path, weights: Any) -> None:
+    """Whether they come from memory or from files."""
+    pipe = activate(load(tiny_sealed, device="cpu", weights=weights), "cuda")
+    assert pipe.device.type == "cuda"
+    assert all(buffer.is_cuda for name in MODELS for buffer in getattr(pipe, name).buffers())
+    assert_same_weights(pipe, load(tiny_sealed, device="cpu"))
+
+
+def test_a_pipeline_of_another_loader_is_refused(tiny_copy: Path) -> None:
+    """wanstore does not know where its weights came from."""
+    from diffusers import WanPipeline
+
+    with pytest.raises(NotSupportedError, match=r"wanstore\.load"):
+        activate(WanPipeline.from_pretrained(str(tiny_copy)), "cpu")
+
+
+# --- what must differ between clones
+
+
+def test_random_generators_get_new_seeds(tiny_sealed: Path) -> None:
+    """Each time: Python's, numpy's and torch's."""
+    pipe = load(tiny_sealed, device="cpu")
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    draws = []
+    for _ in range(2):
+        random.seed(0), np.random.seed(0), torch.manual_seed(0)
+        activate(pipe, "cpu")
+        draws.append(draw())
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    draws.append(draw())
+    for kind in zip(*draws, strict=True):
+        assert len(set(kind)) == 3
+
+
+def test_a_load_leaves_random_generators_alone(tiny_sealed: Path) -> None:
+    """Only a restored clone needs new seeds."""
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    load(tiny_sealed, device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- the attention backend
+
+
+def test_on_a_cpu_the_asked_backend_is_not_used_and_the_reason_told(tiny_sealed: Path) -> None:
+    """Asked for in the call, or noted in the manifest."""
+    pipe = load(tiny_sealed, device="cpu", attention="xformers")
+    assert (pipe.load_report.attention.asked, pipe.load_report.attention.used) == ("xformers", "native")
+    assert "needs a GPU" in str(pipe.load_report)
+    note(tiny_sealed, attention="xformers")
+    deferred: Any = load(tiny_sealed, weights="deferred")
+    assert "attention native" not in str(deferred.load_report)
+    activate(deferred, "cpu")
+    for report in (deferred.load_report, deferred.activation_report):
+        assert report.attention.asked == "xformers"
+
+
+def test_without_one_asked_for_diffusers_own_choice_stands(tiny_sealed: Path) -> None:
+    """And the report says nothing of it."""
+    assert load(tiny_sealed, device="cpu").load_report.attention is None
+
+
+def test_an_unknown_backend_is_refused_in_the_first_half(tiny_sealed: Path) -> None:
+    """Not after a snapshot was restored."""
+    with pytest.raises(NotSupportedError, match=r"xfromers.*xformers"):
+        load(tiny_sealed, weights="deferred", attention="xfromers")
+
+
+def test_a_backend_that_is_not_installed_falls_back_with_the_reason(tiny_sealed: Path) -> None:
+    """On a GPU; here the call is made as if there were one, and fails before it is needed."""
+    from wanstore.loading.attention import apply_attention
+
+    pipe = load(tiny_sealed, device="cpu")
+    found = apply_attention(pipe, "xformers", torch.device("cuda"))
+    assert found.used == "native"
+    assert "xformers" in found.reason.lower()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_native_attention_works(tiny_sealed: Path) -> None:
+    """It is tried out, and the report says so."""
+    pipe = load(tiny_sealed, device="cuda", attention="native")
+    assert (pipe.load_report.attention.used, pipe.load_report.attention.reason) == ("native", "")
+
+
+# --- what the first half of a CPU snapshot must not do
+
+UNTOUCHED = """
+import sys, torch
+def refuse(*_, **__):
+    raise AssertionError("CUDA was asked")
+for name in ("is_available", "device_count", "current_device", "get_device_capability", "get_device_name",
+             "get_device_properties", "init", "_lazy_init", "is_bf16_supported", "mem_get_info"):
+    setattr(torch.cuda, name, refuse)
+for name in ("_cuda_getDeviceCount", "_cuda_init"):
+    if hasattr(torch._C, name):
+        setattr(torch._C, name, refuse)
+from wanstore.loading import load
+load(sys.argv[1], device="cpu", attention="xformers")
+load(sys.argv[1], weights="deferred")
+assert "xformers" not in sys.modules
+"""
+
+
+def test_on_the_cpu_cuda_is_not_touched_not_even_asked(tiny_sealed: Path) -> None:
+    """In a process that has imported nothing yet: neither by us nor by the libraries that we import."""
+    subprocess.run([sys.executable, "-c", UNTOUCHED, str(tiny_sealed)], check=True)
+
+
+@pytest.mark.gpu
+def test_on_a_machine_with_a_gpu_the_driver_is_not_even_opened(tiny_sealed: Path) -> None:
+    """The CUDA runtime opens libcuda the first time that anything is asked of it."""
+    code = """
+import sys
+from wanstore.loading import activate, load
+pipes = [load(sys.argv[1], device="cpu"), load(sys.argv[1], weights="deferred")]
+assert "libcuda.so" not in open("/proc/self/maps").read()
+for pipe in pipes:
+    assert activate(pipe, "cuda").device.type == "cuda"
+assert "libcuda.so" in open("/proc/self/maps").read()
+"""
+    subprocess.run([sys.executable, "-c", code, str(tiny_sealed)], check=True)

@@ -1,0 +1,71 @@
+"""What the kernel holds of a file is found out, and more of it asked for in time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from wanstore.loading.page_cache import ReadAhead, cached_spans
+from wanstore.loading.weight_files import open_weights
+
+SPANS = [(0, 1 << 20), (1 << 20, 2 << 20), (2 << 20, 3 << 20)]
+
+
+def drop(path: Path) -> None:
+    """Put the file out of page cache; skips where the file system keeps it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if any(cached_spans(file.fileno(), [(0, path.stat().st_size)])):
+            pytest.skip("this file system keeps its files in memory")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "x"
+    path.write_bytes(os.urandom(3 << 20))
+    return path
+
+
+def test_a_file_just_written_is_cached(file: Path) -> None:
+    """Every span of it."""
+    with file.open("rb") as opened:
+        assert cached_spans(opened.fileno(), SPANS) == [True] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_what_was_read_again_is_cached_and_the_rest_is_not(file: Path) -> None:
+    """Span by span."""
+    drop(file)
+    with file.open("rb", buffering=0) as opened:
+        assert cached_spans(opened.fileno(), SPANS) == [False] * 3
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead of the kernel's own
+        os.pread(opened.fileno(), 1 << 20, 1 << 20)
+        assert cached_spans(opened.fileno(), SPANS) == [False, True, False]
+
+
+def test_an_empty_file_and_no_spans_are_no_fault(tmp_path: Path, file: Path) -> None:
+    """Nothing is asked of the kernel then."""
+    (tmp_path / "empty").touch()
+    with (tmp_path / "empty").open("rb") as empty, file.open("rb") as opened:
+        assert cached_spans(empty.fileno(), [(0, 1)]) == [True]
+        assert cached_spans(opened.fileno(), []) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_reading_ahead_fills_the_cache_and_leaves_no_thread(tiny_copy: Path) -> None:
+    """All weight files are in it after a while."""
+    for path in tiny_copy.rglob("*.safetensors"):
+        drop(path)
+    with open_weights(tiny_copy) as weights:
+        with ReadAhead(weights) as ahead:
+            assert ahead._threads
+            for thread in ahead._threads:
+                thread.join(20)
+        for file in (file for group in weights.values() for file in group):
+            assert cached_spans(file.descriptor, [(0, file.tensors[-1].stop)]) == [True]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("wanstore")]

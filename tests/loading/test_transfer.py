@@ -1,0 +1,335 @@
+"""A transfer brings every byte to its place, or ends in a clear error with nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from wanstore.errors import DamagedError, DeviceError, NotSupportedError
+from wanstore.loading import layout as layouts
+from wanstore.loading import sources
+from wanstore.loading.lanes import cuda_lanes
+from wanstore.loading.layout import lay_out_buffers, lay_out_files
+from wanstore.loading.sources import FileSource, MemorySource
+from wanstore.loading.transfer import Transfer
+from wanstore.loading.weight_files import WeightFile, open_weight_file
+from wanstore.safetensors_format import lay_out
+
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def is_wide(name: str) -> bool:
+    return name.startswith("wide")
+
+
+def read(file: WeightFile, device: str = "cpu", advance: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """All of a file's tensors."""
+    layout = lay_out_files([("", file.tensors, is_wide)])
+    with Transfer(FileSource([file]), layout, device, advance) as transfer:
+        return transfer.tensors()
+
+
+def expected(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.float32 if is_wide(name) else torch.float16)
+
+
+@pytest.fixture
+def tensors() -> dict[str, torch.Tensor]:
+    """Of every kind, scalars and empty ones too."""
+    return {
+        "ids": torch.arange(5), "flag": torch.tensor(True), "none": torch.zeros(0, 3), "wide.x": torch.ones(300).half(),
+        "one": torch.tensor(1.5, dtype=torch.float64), "w": torch.randn(70, 3).bfloat16(),
+        "wide.large": torch.randn(900, 700).half(), "large": torch.randn(500, 900), "half": torch.randn(333, 77).half(),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 64 KiB: small files take many, so that slots are used again and tensors are cut."""
+    monkeypatch.setattr(layouts, "PIECE_BYTES", 64 << 10)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_every_tensor_arrives_cast_as_asked(tmp_path: Path, tensors: dict[str, torch.Tensor], device: str) -> None:
+    """Floating-point ones to float16 or float32, on the spot that their kernels like; integers as they are."""
+    save_file(tensors, tmp_path / "x.safetensors")
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        moved = read(file, device)
+    assert moved.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        wanted = expected(name, tensor)
+        assert (moved[name].dtype, moved[name].shape) == (wanted.dtype, wanted.shape)
+        assert torch.equal(moved[name].cpu(), wanted), name
+        assert not moved[name].numel() or moved[name].data_ptr() % 64 == 0
+
+
+def test_progress_hears_of_every_byte(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Once."""
+    save_file(tensors, tmp_path / "x.safetensors")
+    heard: list[int] = []
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        read(file, advance=heard.append)
+        assert sum(heard) == file.size_bytes
+
+
+# --- the way to a GPU, with the host's memory in the GPU's place
+
+
+class Pinned:
+    """What the driver was asked to pin."""
+
+    def __init__(self) -> None:
+        self.now: set[int] = set()
+        self.ever = 0
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.now.add(address)
+        self.ever += 1
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.now.remove(address)
+        return 0
+
+
+class HostStream:
+    """A stream on which everything is done at once."""
+
+    def __init__(self, device: Any = None, **_: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def record(self, stream: Any) -> None: ...
+
+
+@pytest.fixture
+def host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Pinned:
+    """The calls that only a GPU can answer; copies and casts are torch's own. The real ones run under `-m gpu`."""
+
+    def entered(_: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    pinned = Pinned()
+    for name, stand_in in {
+        "Stream": HostStream, "Event": HostStream, "stream": entered, "device": entered,
+        "current_stream": HostStream, "cudart": lambda: pinned,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return pinned
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("uncached", [False, True])
+def test_slots_are_used_in_turn_and_let_go(
+    tmp_path: Path,
+    tensors: dict[str, torch.Tensor],
+    host_as_gpu: Pinned,
+    monkeypatch: pytest.MonkeyPatch,
+    uncached: bool,
+) -> None:
+    """Read through page cache or past it, two pinned slots carry every byte of many pieces."""
+    if uncached:
+        monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
+    save_file(tensors, tmp_path / "x.safetensors")
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        layout = lay_out_files([("", file.tensors, is_wide)])
+        assert len(layout.pieces) > 20
+        source = FileSource([file])
+        assert (source.look(layout.pieces) > 0) == uncached
+        kinds = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}
+        buffers = [torch.empty(buffer.elements, dtype=kinds[buffer.final]) for buffer in layout.buffers]
+        (lane,) = cuda_lanes(source, layout, buffers, 1)
+        with lane:
+            for piece in layout.pieces:
+                lane.move(piece)
+            assert len(host_as_gpu.now) == 2
+        source.close()
+    assert (host_as_gpu.now, host_as_gpu.ever) == (set(), 2)
+    for name, place in layout.places.items():
+        moved = buffers[place.buffer][place.start : place.start + place.elements].view(place.shape)
+        assert torch.equal(moved, expected(name, tensors[name])), name
+
+
+def test_slots_are_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: Pinned) -> None:
+    """Memory stays pinned no longer than it is used."""
+    save_file({"a": torch.zeros(3000)}, tmp_path / "x.safetensors")
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        layout = lay_out_files([("", file.tensors, is_wide)])
+        source = FileSource([file])
+        (lane,) = cuda_lanes(source, layout, [torch.empty(3000, dtype=torch.float16)], 1)
+        with pytest.raises(DamagedError), lane:
+            lane.move(layout.pieces[0])
+            assert host_as_gpu.now
+            os.truncate(file.path, 1000)
+            lane.move(layout.pieces[0])
+    assert not host_as_gpu.now
+
+
+# --- past the page cache
+
+
+@pytest.mark.parametrize("header_bytes", [4096, 4100])
+def test_pieces_that_are_not_cached_are_read_past_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header_bytes: int
+) -> None:
+    """In whole pages, also where a piece begins and ends between them; the file's end is no multiple of a page."""
+    monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
+    content = os.urandom(header_bytes + 50_001)
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with path.open("rb") as opened:
+        file = WeightFile(path, lay_out([("a", "U8", (50_001,))]).tensors, opened.fileno(), 0)
+        source = FileSource([file])
+        parts = (layouts.Part(header_bytes, header_bytes + 50_001, 0, 0),)
+        source.look([piece := layouts.Piece(0, parts)])
+        room = memoryview(bytearray(sources.ROOM_BYTES))
+        first = source.fill(piece, room)
+        source.close()
+    assert first == header_bytes % 4096 or first == 0
+    assert room[first : first + 50_001] == content[header_bytes:]
+
+
+def test_a_file_that_took_the_path_meanwhile_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening it once more, to read past the cache, could mix two files."""
+    monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
+    save_file({"a": torch.ones(5000).half()}, tmp_path / "x.safetensors")
+    save_file({"a": torch.zeros(5000).half()}, tmp_path / "y.safetensors")
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        (tmp_path / "y.safetensors").rename(tmp_path / "x.safetensors")
+        layout = lay_out_files([("", file.tensors, is_wide)])
+        source = FileSource([file])
+        source.look(layout.pieces)
+        room = memoryview(bytearray(sources.ROOM_BYTES))
+        first = source.fill(layout.pieces[0], room)
+        source.close()
+    assert room[first : first + 10_000] == torch.ones(5000).half().numpy().tobytes()
+
+
+# --- memory as the source
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_memory_is_copied_buffer_by_buffer(device: str) -> None:
+    """Of any size, also none."""
+    arrays = [torch.randint(0, 255, (size,), dtype=torch.uint8) for size in (0, 1, 70_001, layouts.PIECE_BYTES + 5)]
+    source = MemorySource([array.numpy() for array in arrays])
+    with Transfer(source, lay_out_buffers([len(array) for array in arrays]), device) as transfer:
+        assert all(torch.equal(b.cpu(), array) for b, array in zip(transfer.buffers(), arrays, strict=True))
+
+
+# --- faults
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """Threads and descriptors are as many after the block as before."""
+    before = threading.active_count(), open_files()
+    yield
+    assert (threading.active_count(), open_files()) == before
+
+
+def open_files() -> int:
+    """Of this process; 0 where that can't be told."""
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_a_file_that_shrinks_after_its_header_is_named(tmp_path: Path, device: str) -> None:
+    """The tensor where it ends is named; nothing is filled up with zeros."""
+    save_file({"a": torch.zeros(5000), "b": torch.zeros(5000)}, tmp_path / "x.safetensors")
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        os.truncate(file.path, file.tensors[-1].start + 1)
+        with pytest.raises(DamagedError, match="tensor b is cut off"):
+            read(file, device)
+
+
+def test_a_file_that_is_written_to_meanwhile_is_named(tmp_path: Path) -> None:
+    """What was read may be half old and half new."""
+    save_file({"a": torch.zeros(5000)}, tmp_path / "x.safetensors")
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        with file.path.open("r+b") as writer:
+            writer.seek(-100, os.SEEK_END)
+            writer.write(b"\xff" * 10)
+        os.utime(file.path, ns=(0, file.modified_ns + 1))
+        with pytest.raises(DamagedError, match="written to while it was read"):
+            read(file)
+
+
+def test_a_read_error_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails in mid-file: file, tensor and what the kernel said."""
+    save_file({"a": torch.zeros(5000)}, tmp_path / "x.safetensors")
+
+    def fail(*_: Any) -> int:
+        raise OSError(5, "Input/output error")
+
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(DamagedError, match=r"x\.safetensors: tensor a cannot be read \(Input/output error\)"):
+            read(file)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_too_little_memory_is_told_with_how_much_it_takes(device: str) -> None:
+    """And nothing of what was allocated stays."""
+    with nothing_left(), pytest.raises(DeviceError, match=r"no room for 1125899\.9 GB"):
+        layout = lay_out_buffers([1 << 20])
+        huge = layouts.Layout((*layout.buffers, layouts.Buffer("U8", "U8", 1 << 50)), {}, layout.pieces)
+        with Transfer(MemorySource([]), huge, device) as transfer:
+            transfer.buffers()
+
+
+def test_an_unknown_device_is_told_where_the_result_is_asked_for() -> None:
+    """Not in a thread that nobody hears."""
+    with Transfer(MemorySource([]), lay_out_buffers([]), "toaster") as transfer, pytest.raises(NotSupportedError):
+        transfer.buffers()
+
+
+def test_a_kept_error_keeps_no_memory(tmp_path: Path) -> None:
+    """Somebody may hold it and load again: the buffers must be gone by then."""
+    save_file({"a": torch.zeros(5000)}, tmp_path / "x.safetensors")
+    seen: list[weakref.ref[torch.Tensor]] = []
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        layout = lay_out_files([("", file.tensors, is_wide)])
+        os.truncate(file.path, file.tensors[-1].start + 1)
+        transfer = Transfer(FileSource([file]), layout, "cpu")
+        move = transfer._move
+
+        def watched() -> None:
+            seen.extend(weakref.ref(buffer) for buffer in transfer._buffers)
+            move()
+
+        transfer._move = watched  # type: ignore[method-assign]
+        with transfer, pytest.raises(DamagedError) as caught:
+            transfer.buffers()
+        gc.disable()  # not by chance
+        try:
+            assert seen
+            assert all(reference() is None for reference in seen)
+        finally:
+            gc.enable()
+        assert caught.type is DamagedError
+
+
+def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
+    """As on Ctrl-C: what is under way ends, nothing new begins."""
+    arrays = [torch.zeros(1 << 20, dtype=torch.uint8).numpy()] * 200
+    done: list[int] = []
+    transfer = Transfer(MemorySource(arrays), lay_out_buffers([1 << 20] * 200), "cpu", done.append)
+    with nothing_left(), pytest.raises(KeyboardInterrupt), transfer:
+        raise KeyboardInterrupt
+    assert len(done) < 200
