@@ -150,7 +150,7 @@ FILE_WAYS: dict[str, Callable[[Job], Load]] = {
     "FlashPack": flashpack,
     "safetensors load_file": safetensors,
     "runai-model-streamer": runai_model_streamer,
-    "InstantTensor": instanttensor,
+    "InstantTensor, default": instanttensor,
 }
 PIPELINE_WAYS: dict[str, Callable[[Job], Load]] = {"wanstore.load": wanstore, "from_pretrained": from_pretrained}
 PACKED = "FlashPack"

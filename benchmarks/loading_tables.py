@@ -84,16 +84,17 @@ def _most(rows: list[Row], key: str) -> str:
 
 def _starts(found: dict[str, Any]) -> str:
     lines = ["| way | ready s | times wanstore | imports alone s |", "| --- | --- | --- | --- |"]
-    ready = {way: _start(found, way, "ready") for way in PIPELINE_WAYS}
+    ready = {way: start(found, way, "ready") for way in PIPELINE_WAYS}
     for way, value in ready.items():
         base = ready[OURS]
         ratio = f"{value / base:.2f}" if isinstance(value, float) and isinstance(base, float) else ""
-        cells = [_told(value), ratio, _told(_start(found, way, "imports"))]
+        cells = [_told(value), ratio, _told(start(found, way, "imports"))]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _start(found: dict[str, Any], way: str, what: str) -> float | str:
+def start(found: dict[str, Any], way: str, what: str) -> float | str:
+    """The median of a way's starts; why there is none, if there is none."""
     rows = [row for row in found["starts"] if (row["way"], row["what"]) == (way, what)]
     seconds = [row["seconds"] for row in rows if "seconds" in row]
     return median(seconds) if seconds else next((row["error"] for row in rows), "not run")
