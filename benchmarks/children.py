@@ -70,7 +70,7 @@ class Child:
 
     def _watch(self, process: subprocess.Popen[str], until: float) -> bool:
         while process.poll() is None:
-            self._samples.append((time.monotonic(), _own_memory(process.pid)))
+            self._samples.append((time.monotonic(), own_memory(process.pid)))
             if time.monotonic() > until:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -79,7 +79,8 @@ class Child:
         return True
 
 
-def _own_memory(pid: int) -> int:
+def own_memory(pid: int | str) -> int:
+    """Bytes of `OWN_MEMORY` that a process holds now; 0 when it is gone."""
     total = 0
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
