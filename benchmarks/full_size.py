@@ -2,31 +2,44 @@
 
     python benchmarks/full_size.py FOLDER [--dtype float32] [--text-encoder-layers 24]
 
-Random weights are as large and as slow as real ones; what they generate is noise. Fewer text encoder layers
-make a smaller folder: 0 give 10.4 GB in float32, 24 (the real count) 28.9 GB.
+Random weights are as large and as slow as real ones; what they generate is noise. The tokenizer is as large as
+the real one, its pieces are made up. Fewer text encoder layers make a smaller folder: 0 give 10.4 GB in float32,
+24 (the real count) 28.9 GB. A float16 folder is laid out and sealed as setup leaves one, so that `wanstore.load`
+takes it: 14.45 GB.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
 from wanstore.components import COMPONENTS, Component
-from wanstore.testing.tiny_wan import make_tiny_wan
+from wanstore.safetensors_format import Layout, lay_out
+from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.tiny_wan import SPECIAL_TOKENS, make_tiny_wan, write_tokenizer
 
-SHARD_BYTES = 5_000_000_000
+SHARD_ELEMENTS = 1_250_000_000
+"""The published float32 shards hold at most 5 GB, and a conversion keeps to them."""
+PIECE_BYTES = 32 << 20
+VALUES_BYTES = 128 << 20
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+PIECES, EXTRA_IDS = 256_000, 300
+LETTERS = (range(0x61, 0x7B), range(0x410, 0x450), range(0x4E00, 0x9FA6), range(0x3041, 0x3097), range(0xAC00, 0xD7A4))
 
 
-def make_full_size(folder: Path, dtype: torch.dtype = torch.float32, text_encoder_layers: int = 24) -> Path:
-    """Write the folder; tokenizer and scheduler are the tiny pipeline's."""
-    make_tiny_wan(folder)  # its tokenizer, scheduler and model_index.json stay
+def make_full_size(folder: Path, dtype: str = "float32", text_encoder_layers: int = 24) -> Path:
+    """Write the folder; scheduler and model_index.json are the tiny pipeline's."""
+    make_tiny_wan(folder)
+    write_tokenizer(folder / "tokenizer", _vocabulary(), EXTRA_IDS)
     with torch.device("meta"):
         transformer = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30, text_dim=4096)
         vae = AutoencoderKLWan()
@@ -36,6 +49,7 @@ def make_full_size(folder: Path, dtype: torch.dtype = torch.float32, text_encode
                 num_layers=text_encoder_layers, num_decoder_layers=text_encoder_layers, tie_word_embeddings=False,
             )
         )  # fmt: skip
+    layouts: dict[Path, Layout] = {}
     for component, model in {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}.items():
         for old in (folder / component).iterdir():
             old.unlink()
@@ -45,40 +59,62 @@ def make_full_size(folder: Path, dtype: torch.dtype = torch.float32, text_encode
         else:
             model.save_config(folder / component)
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if "embed_tokens" not in name}
-        _write_shards(folder / component, COMPONENTS[component], shapes, dtype)
+        layouts |= _shards(folder / component, COMPONENTS[component], shapes, DTYPES[dtype])
+    values = torch.randn(VALUES_BYTES // 4, generator=torch.Generator().manual_seed(0)).mul_(0.02)
+    values = values.to(getattr(torch, dtype))
+    with ThreadPoolExecutor() as pool:  # a thread a file: a file system lets one write to a file at a time
+        list(pool.map(lambda item: _write(*item, values), layouts.items()))
+    if dtype == "float16":
+        seal_as_is(folder)
     return folder
 
 
-def _write_shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
-    values = torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
+def _shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[Path, Layout]:
+    """The component's files, laid out; writes their index."""
     shards: list[list[str]] = [[]]
-    size = 0
+    elements = 0
     for name, shape in shapes.items():
-        amount = math.prod(shape) * dtype.itemsize
-        if shards[-1] and size + amount > SHARD_BYTES:
+        if shards[-1] and elements + math.prod(shape) > SHARD_ELEMENTS:
             shards.append([])
-            size = 0
+            elements = 0
         shards[-1].append(name)
-        size += amount
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        file = parts.shard_file(number, len(shards))
-        save_file({name: _random(values, shapes[name]) for name in names}, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-    if len(shards) > 1:
-        index = {"metadata": {}, "weight_map": weight_map}
+        elements += math.prod(shape)
+    files = {parts.shard_file(number, len(shards)): names for number, names in enumerate(shards, start=1)}
+    if len(files) > 1:
+        index = {"metadata": {}, "weight_map": {name: file for file, names in files.items() for name in names}}
         (folder / parts.index_file).write_text(json.dumps(index))
+    return {folder / file: lay_out((name, dtype, shapes[name]) for name in names) for file, names in files.items()}
 
 
-def _random(values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    count = math.prod(shape)
-    return values.repeat(-(-count // values.numel()))[:count].reshape(shape).clone()
+def _write(path: Path, layout: Layout, values: torch.Tensor) -> None:
+    """Each piece is cut from `values` at a place of its own, so that no two tensors are equal."""
+    source = values.view(torch.uint8).numpy().data
+    places = random.Random(f"{path.parent.name}/{path.name}")
+    with path.open("wb", buffering=0) as file:
+        file.write(layout.header)
+        for tensor in layout.tensors:
+            for start in range(tensor.start, tensor.stop, PIECE_BYTES):
+                size = min(PIECE_BYTES, tensor.stop - start)
+                place = places.randrange(values.numel() - size // values.itemsize) * values.itemsize
+                file.write(source[place : place + size])
+
+
+def _vocabulary() -> list[tuple[str, float]]:
+    """As many pieces as umT5 has, in several scripts, half of them beginning a word."""
+    chosen = random.Random(0)
+    pieces = dict.fromkeys(SPECIAL_TOKENS, 0.0) | dict.fromkeys(map(chr, range(33, 127)), -6.0) | {"▁": -6.0}
+    for letters in itertools.cycle(LETTERS):
+        if len(pieces) == PIECES:
+            return list(pieces.items())
+        word = "".join(chr(chosen.choice(letters)) for _ in range(chosen.randint(1, 6)))
+        pieces.setdefault(chosen.choice(("▁", "")) + word, round(-8 - 8 * chosen.random(), 13))
+    raise AssertionError
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--text-encoder-layers", type=int, default=24)
     options = parser.parse_args()
-    print(make_full_size(options.folder, getattr(torch, options.dtype), options.text_encoder_layers))
+    print(make_full_size(options.folder, options.dtype, options.text_encoder_layers))

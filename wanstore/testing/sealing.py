@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from wanstore.files import files_below, hash_file
@@ -11,13 +13,18 @@ from wanstore.manifest import MANIFEST_NAME, ConversionRecord, FileEntry, Manife
 def manifest_of(folder: Path, name: str, recipe: str = "recipe") -> Manifest:
     """A manifest that fits what lies in `folder`."""
     found = {path: status for path, status in sorted(files_below(folder).items()) if path != MANIFEST_NAME}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        hashes = pool.map(hash_file, [folder / path for path in found])
     return Manifest(
         name=name,
         recipe=recipe,
         created_at="2026-01-01T00:00:00+00:00",
         source=SourceRecord("folder", "made-up", "0" * 40),
         conversion=ConversionRecord("none", 1, {}, {}),
-        files=tuple(FileEntry(path, status.st_size, hash_file(folder / path)) for path, status in found.items()),
+        files=tuple(
+            FileEntry(path, status.st_size, sha256)
+            for (path, status), sha256 in zip(found.items(), hashes, strict=True)
+        ),
         versions={},
     )
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import UMT5Config, UMT5EncoderModel
 
 _CORPUS = (
@@ -25,7 +25,7 @@ _CORPUS = (
     "Bright tones, overexposed, static, blurred details, subtitles, worst quality, low quality.",
     "The camera follows the bird upward, capturing its flight and the vastness of the sky.",
 )
-_SPECIAL = ("<pad>", "</s>", "<s>", "<unk>")
+SPECIAL_TOKENS = ("<pad>", "</s>", "<s>", "<unk>")
 _EXTRA_IDS = 20
 _DIFFUSERS = "0.33.0.dev0"
 """The version that wrote the published files."""
@@ -89,7 +89,7 @@ def make_tiny_wan(folder: Path, *, dtype: str = "float32", shard_bytes: int = 20
     folder = Path(folder)
     for name, config in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
         _write_json(folder / name, config)
-    _write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer", _vocabulary(), _EXTRA_IDS)
     text_encoder = {**TEXT_ENCODER, "torch_dtype": dtype}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -117,20 +117,25 @@ def _write_weights(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor],
         _write_json(folder / f"{stem}.safetensors.index.json", index)
 
 
-def _write_tokenizer(folder: Path) -> None:
-    tokenizer = _train()
+def write_tokenizer(folder: Path, vocabulary: list[tuple[str, float]], extra_ids: int) -> None:
+    """Write umT5's tokenizer with the Unigram `vocabulary`, whose first pieces are `SPECIAL_TOKENS`."""
+    tokenizer = _around(models.Unigram(vocabulary, SPECIAL_TOKENS.index("<unk>")))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
+    )
+    extra = [f"<extra_id_{i}>" for i in range(extra_ids)]
+    tokenizer.add_special_tokens([*SPECIAL_TOKENS, *reversed(extra)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"), pretty=True)
-    extra = [f"<extra_id_{i}>" for i in range(_EXTRA_IDS)]
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     config = {
         "added_tokens_decoder": {
-            str(tokenizer.token_to_id(token)): {"content": token, **flags} for token in (*_SPECIAL, *extra)
+            str(tokenizer.token_to_id(token)): {"content": token, **flags} for token in (*SPECIAL_TOKENS, *extra)
         },
         "additional_special_tokens": extra,
         "clean_up_tokenization_spaces": True,
-        "extra_ids": _EXTRA_IDS,
+        "extra_ids": extra_ids,
         "model_max_length": 1000000000000000019884624838656,
         "sp_model_kwargs": {},
         "spaces_between_special_tokens": False,
@@ -141,31 +146,25 @@ def _write_tokenizer(folder: Path) -> None:
     _write_json(folder / "special_tokens_map.json", {"additional_special_tokens": extra, **named})
 
 
-def _train() -> Tokenizer:
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Replace(" {2,}", " ")
+def _around(model: models.Unigram) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=list(_SPECIAL), unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(_CORPUS * 20, trainer)
-    tokenizer = _settled(tokenizer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=["$A", "</s>"], pair=["$A", "</s>", "$B", "</s>"], special_tokens=[("</s>", 1)]
-    )
-    tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(_EXTRA_IDS))])
     return tokenizer
 
 
-def _settled(tokenizer: Tokenizer) -> Tokenizer:
-    """The same with scores rounded: the trainer sums them in no fixed order, so their last digits vary."""
-    document = json.loads(tokenizer.to_str())
-    vocabulary = document["model"]["vocab"]
-    special, pieces = vocabulary[: len(_SPECIAL)], vocabulary[len(_SPECIAL) :]
-    rounded = [[piece, round(score, 4)] for piece, score in pieces]
-    document["model"]["vocab"] = special + sorted(rounded, key=lambda item: (-item[1], item[0]))
-    return Tokenizer.from_str(json.dumps(document))
+def _vocabulary() -> list[tuple[str, float]]:
+    """A small one, its scores rounded: the trainer sums them in no fixed order, so their last digits vary."""
+    tokenizer = _around(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200, special_tokens=list(SPECIAL_TOKENS), unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS * 20, trainer)
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    pieces = [(piece, round(score, 4)) for piece, score in vocabulary[len(SPECIAL_TOKENS) :]]
+    special = [(piece, score) for piece, score in vocabulary[: len(SPECIAL_TOKENS)]]
+    return special + sorted(pieces, key=lambda item: (-item[1], item[0]))
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
