@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import threading
@@ -17,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
+from wanstore.loading import lanes, sources
 from wanstore.loading import layout as layouts
-from wanstore.loading import sources
 from wanstore.loading.lanes import cuda_lanes
 from wanstore.loading.layout import lay_out_buffers, lay_out_files
 from wanstore.loading.sources import FileSource, MemorySource
@@ -89,47 +90,49 @@ def test_progress_hears_of_every_byte(tmp_path: Path, tensors: dict[str, torch.T
 # --- the way to a GPU, with the host's memory in the GPU's place
 
 
-class Pinned:
-    """What the driver was asked to pin."""
+class HostAsGpu:
+    """The driver's calls, done at once and in memory. The real ones run under `-m gpu`."""
 
-    def __init__(self) -> None:
-        self.now: set[int] = set()
-        self.ever = 0
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.pinned: dict[int, int] = {}
+        self.events: dict[int, bool] = {}
+        self.pinned_ever = 0
 
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
-        self.now.add(address)
-        self.ever += 1
-        return 0
+    def stream(self) -> AbstractContextManager[int]:
+        return nullcontext(7)
 
-    def cudaHostUnregister(self, address: int) -> int:
-        self.now.remove(address)
-        return 0
+    def pin(self, address: int, size: int) -> None:
+        self.pinned[address] = size
+        self.pinned_ever += 1
 
+    def unpin(self, address: int) -> None:
+        del self.pinned[address]
 
-class HostStream:
-    """A stream on which everything is done at once."""
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        assert any(start <= source and source + size <= start + length for start, length in self.pinned.items())
+        ctypes.memmove(target, source, size)
 
-    def __init__(self, device: Any = None, **_: Any) -> None: ...
+    def make_event(self) -> int:
+        event = len(self.events) + 1
+        self.events[event] = False
+        return event
 
-    def synchronize(self) -> None: ...
+    def drop_event(self, event: int) -> None:
+        del self.events[event]
 
-    def record(self, stream: Any) -> None: ...
+    def record(self, event: int, stream: int) -> None:
+        self.events[event] = True
+
+    def wait(self, event: int) -> None:
+        assert self.events[event], "it waits for what was never copied"
 
 
 @pytest.fixture
-def host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Pinned:
-    """The calls that only a GPU can answer; copies and casts are torch's own. The real ones run under `-m gpu`."""
-
-    def entered(_: Any) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    pinned = Pinned()
-    for name, stand_in in {
-        "Stream": HostStream, "Event": HostStream, "stream": entered, "device": entered,
-        "current_stream": HostStream, "cudart": lambda: pinned,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    return pinned
+def host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> HostAsGpu:
+    """A driver for lanes that is this process's own memory."""
+    driver = HostAsGpu()
+    monkeypatch.setattr(lanes, "CudaDriver", lambda device: driver)
+    return driver
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -137,11 +140,11 @@ def host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Pinned:
 def test_slots_are_used_in_turn_and_let_go(
     tmp_path: Path,
     tensors: dict[str, torch.Tensor],
-    host_as_gpu: Pinned,
+    host_as_gpu: HostAsGpu,
     monkeypatch: pytest.MonkeyPatch,
     uncached: bool,
 ) -> None:
-    """Read through page cache or past it, two pinned slots carry every byte of many pieces."""
+    """Read through page cache or past it, four pinned slots carry every byte of many pieces."""
     if uncached:
         monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
     save_file(tensors, tmp_path / "x.safetensors")
@@ -156,15 +159,15 @@ def test_slots_are_used_in_turn_and_let_go(
         with lane:
             for piece in layout.pieces:
                 lane.move(piece)
-            assert len(host_as_gpu.now) == 2
+            assert len(host_as_gpu.pinned) == len(host_as_gpu.events) == 4
         source.close()
-    assert (host_as_gpu.now, host_as_gpu.ever) == (set(), 2)
+    assert (host_as_gpu.pinned, host_as_gpu.events, host_as_gpu.pinned_ever) == ({}, {}, 4)
     for name, place in layout.places.items():
         moved = buffers[place.buffer][place.start : place.start + place.elements].view(place.shape)
         assert torch.equal(moved, expected(name, tensors[name])), name
 
 
-def test_slots_are_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: Pinned) -> None:
+def test_slots_are_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: HostAsGpu) -> None:
     """Memory stays pinned no longer than it is used."""
     save_file({"a": torch.zeros(3000)}, tmp_path / "x.safetensors")
     with open_weight_file(tmp_path / "x.safetensors") as file:
@@ -173,10 +176,10 @@ def test_slots_are_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: Pinned
         (lane,) = cuda_lanes(source, layout, [torch.empty(3000, dtype=torch.float16)], 1)
         with pytest.raises(DamagedError), lane:
             lane.move(layout.pieces[0])
-            assert host_as_gpu.now
+            assert host_as_gpu.pinned
             os.truncate(file.path, 1000)
             lane.move(layout.pieces[0])
-    assert not host_as_gpu.now
+    assert not host_as_gpu.pinned
 
 
 # --- past the page cache

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import time
+from collections import deque
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Protocol, Self
 
 import torch
 
-from wanstore.errors import DeviceError
+from wanstore.loading.cuda_driver import CudaDriver
 from wanstore.loading.layout import Layout, Part, Piece
 from wanstore.loading.sources import ROOM_BYTES, Source
 from wanstore.safetensors_format import ITEM_BYTES
@@ -21,8 +23,8 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-_SLOTS = 2
-"""Pieces of memory a lane: while one is copied to the device, the next is read."""
+_SLOTS = 4
+"""Pieces of memory a lane: while some are copied to the device, the next is read."""
 _CAST_ELEMENTS = 32_000
 """torch casts fewer than 32,768 elements in the calling thread; for more, every lane would start a thread pool."""
 
@@ -84,59 +86,53 @@ class Slot:
     for pinned memory. So they are read into first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, driver: CudaDriver) -> None:
         memory = mmap.mmap(-1, ROOM_BYTES)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
-        self.bytes = torch.frombuffer(memory, dtype=torch.uint8)
         self.room = memoryview(memory)
-        self.copied = torch.cuda.Event(blocking=True)  # without, waiting threads would burn the cores
-        self._pinned = False
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self.copied = driver.make_event()
+        self.pinned = False
+        self._driver = driver
 
     def pin(self) -> None:
         """Pin the memory, the first time."""
-        if self._pinned:
-            return
-        status = torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), ROOM_BYTES, 0)
-        if int(status) != 0:
-            raise DeviceError(f"The driver pins no memory ({status})", "Allow locked memory: ulimit -l unlimited")
-        self._pinned = True
+        if not self.pinned:
+            self._driver.pin(self.address, ROOM_BYTES)
+            self.pinned = True
 
-    def unpin(self) -> None:
+    def close(self) -> None:
         """Take the pin off again; the memory is freed with the slot."""
-        if self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())
-            self._pinned = False
+        self._driver.drop_event(self.copied)
+        if self.pinned:
+            self._driver.unpin(self.address)
 
 
 class CudaLane:
-    """To buffers on a GPU, through two pinned slots and a stream of its own. Casts happen on the device."""
+    """To buffers on a GPU, through a few pinned slots and a stream of its own. Casts happen on the device."""
 
-    def __init__(self, source: Source, layout: Layout, buffers: list[torch.Tensor], scratch: torch.Tensor) -> None:
+    def __init__(
+        self, source: Source, layout: Layout, buffers: list[torch.Tensor], scratch: torch.Tensor, driver: CudaDriver
+    ) -> None:
         """`scratch` is memory on the device for one piece that has to be cast."""
         self._source, self._layout, self._buffers, self._scratch = source, layout, buffers, scratch
-        self._slots: list[Slot] = []
-        self._turn = 0
+        self._addresses = [buffer.data_ptr() for buffer in buffers]
+        self._driver = driver
+        self._slots: deque[Slot] = deque()
         self._entered = ExitStack()
+        self._stream = 0
         self.read_seconds = self.wait_seconds = 0.0
 
     def __enter__(self) -> Self:
-        device = self._buffers[0].device
-        self._entered.enter_context(torch.cuda.device(device))
-        self._stream = torch.cuda.Stream(device)
-        self._entered.enter_context(torch.cuda.stream(self._stream))
+        self._entered.callback(self._close)
+        self._stream = self._entered.enter_context(self._driver.stream())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._entered:
-            try:
-                self._stream.synchronize()
-            finally:
-                for slot in self._slots:
-                    slot.unpin()
-                self._slots.clear()
+        self._entered.close()
 
     def move(self, piece: Piece) -> None:
         slot = self._next_slot()
@@ -144,31 +140,37 @@ class CudaLane:
         first = self._source.fill(piece, slot.room)
         self.read_seconds += time.perf_counter() - began
         slot.pin()
+        held = slot.address + first - piece.start
         for part in piece.parts:
-            begin = first + part.start - piece.start
-            self._copy(part, slot.bytes[begin : begin + part.stop - part.start])
-        slot.copied.record(self._stream)
+            self._copy(part, held + part.start)
+        self._driver.record(slot.copied, self._stream)
 
     def _next_slot(self) -> Slot:
         if len(self._slots) < _SLOTS:
-            self._slots.append(Slot())
-            return self._slots[-1]
-        slot = self._slots[self._turn % _SLOTS]
-        self._turn += 1
-        began = time.perf_counter()
-        slot.copied.synchronize()
-        self.wait_seconds += time.perf_counter() - began
+            self._slots.append(Slot(self._driver))
+        else:
+            self._slots.rotate(-1)
+        slot = self._slots[-1]
+        if slot.pinned:
+            began = time.perf_counter()
+            self._driver.wait(slot.copied)
+            self.wait_seconds += time.perf_counter() - began
         return slot
 
-    def _copy(self, part: Part, held: torch.Tensor) -> None:
+    def _copy(self, part: Part, held: int) -> None:
         kind = self._layout.buffers[part.buffer]
-        target = _elements(part, self._layout, self._buffers)
+        size = part.stop - part.start
         if kind.stored == kind.final:
-            target.view(torch.uint8).copy_(held, non_blocking=True)
+            target = self._addresses[part.buffer] + part.element * ITEM_BYTES[kind.final]
+            self._driver.copy(target, held, size, self._stream)
         else:
-            moved = self._scratch[: len(held)]
-            moved.copy_(held, non_blocking=True)
-            target.copy_(moved.view(DTYPES[kind.stored]))
+            self._driver.copy(self._scratch.data_ptr(), held, size, self._stream)
+            _elements(part, self._layout, self._buffers).copy_(self._scratch[:size].view(DTYPES[kind.stored]))
+
+    def _close(self) -> None:
+        """After the stream has come to its end."""
+        while self._slots:
+            self._slots.pop().close()
 
 
 def host_lanes(source: Source, layout: Layout, buffers: list[torch.Tensor], count: int) -> list[Lane]:
@@ -181,8 +183,8 @@ def cuda_lanes(source: Source, layout: Layout, buffers: list[torch.Tensor], coun
     casts = any(buffer.stored != buffer.final for buffer in layout.buffers)
     # One allocation, in the caller's stream: made in a lane's own stream it would stay that stream's for ever.
     scratch = torch.empty(count, ROOM_BYTES if casts else 0, dtype=torch.uint8, device=buffers[0].device)
-    torch.cuda.current_stream(scratch.device).synchronize()
-    return [CudaLane(source, layout, buffers, scratch[number]) for number in range(count)]
+    driver = CudaDriver(scratch.device)
+    return [CudaLane(source, layout, buffers, scratch[number], driver) for number in range(count)]
 
 
 def _elements(part: Part, layout: Layout, buffers: list[torch.Tensor]) -> torch.Tensor:

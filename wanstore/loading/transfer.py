@@ -26,7 +26,7 @@ class Transfer:
     """Moves all pieces of a layout; begins with the block, and goes on while the block does other things.
 
     `tensors()` waits for the end. Leaving the block early stops the threads; none outlives it, and neither
-    does anything that they opened. Host memory: two pieces a thread.
+    does anything that they opened. Host memory: a few pieces a thread.
     """
 
     def __init__(

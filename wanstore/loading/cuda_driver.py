@@ -1,0 +1,87 @@
+"""The few calls of NVIDIA's driver that moving a piece to a GPU takes.
+
+torch has all of them, but lets go of the interpreter's lock in every one, and sixteen threads then mostly wait
+for that lock. Called through ctypes, the quick ones keep it: a piece costs two hand-overs, not ten.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from wanstore.errors import DeviceError
+
+_NAME = "libcuda.so.1"
+_BLOCKING_WITHOUT_TIMING = 1 | 2
+"""CU_EVENT_BLOCKING_SYNC, or waiting threads would burn the cores, and CU_EVENT_DISABLE_TIMING."""
+_NOT_READY = 600
+
+
+class CudaDriver:
+    """The driver of the process, in the context that torch uses for `device`. Raises `DeviceError` on any fault."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._quick, self._slow = ctypes.PyDLL(_NAME), ctypes.CDLL(_NAME)
+        self._quick.cuMemcpyHtoDAsync_v2.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+        self._quick.cuEventRecord.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self._quick.cuEventQuery.argtypes = self._slow.cuEventSynchronize.argtypes = [ctypes.c_void_p]
+        self._quick.cuEventDestroy_v2.argtypes = [ctypes.c_void_p]
+        self._quick.cuCtxSetCurrent.argtypes = [ctypes.c_void_p]
+        self._slow.cuMemHostRegister_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
+        self._slow.cuMemHostUnregister.argtypes = [ctypes.c_void_p]
+        self._context = ctypes.c_void_p()
+        torch.cuda.current_stream(device).synchronize()  # by then the context is this thread's
+        self._check("cuCtxGetCurrent", self._quick.cuCtxGetCurrent(ctypes.byref(self._context)))
+
+    @contextmanager
+    def stream(self) -> Iterator[int]:
+        """A stream for the calling thread, torch's operations in the block included; they are done at its end."""
+        self._check("cuCtxSetCurrent", self._quick.cuCtxSetCurrent(self._context))
+        stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(stream):
+            try:
+                yield stream.cuda_stream
+            finally:
+                stream.synchronize()
+
+    def pin(self, address: int, size: int) -> None:
+        """Pin memory of this process, so that the device can copy from it by itself."""
+        self._check("cuMemHostRegister", self._slow.cuMemHostRegister_v2(address, size, 0))
+
+    def unpin(self, address: int) -> None:
+        """Take the pin off."""
+        self._check("cuMemHostUnregister", self._slow.cuMemHostUnregister(address))
+
+    def copy(self, target: int, source: int, size: int, stream: int) -> None:
+        """Have `size` bytes copied from pinned memory to the device's, in the stream's order."""
+        self._check("cuMemcpyHtoDAsync", self._quick.cuMemcpyHtoDAsync_v2(target, source, size, stream))
+
+    def make_event(self) -> int:
+        """An event, to be dropped again."""
+        event = ctypes.c_void_p()
+        self._check("cuEventCreate", self._quick.cuEventCreate(ctypes.byref(event), _BLOCKING_WITHOUT_TIMING))
+        return event.value or 0
+
+    def drop_event(self, event: int) -> None:
+        """Drop an event."""
+        self._check("cuEventDestroy", self._quick.cuEventDestroy_v2(event))
+
+    def record(self, event: int, stream: int) -> None:
+        """Let the event come when the stream has got this far."""
+        self._check("cuEventRecord", self._quick.cuEventRecord(event, stream))
+
+    def wait(self, event: int) -> None:
+        """Return when the event has come."""
+        if self._quick.cuEventQuery(event) == _NOT_READY:
+            self._check("cuEventSynchronize", self._slow.cuEventSynchronize(event))
+
+    def _check(self, call: str, status: int) -> None:
+        if status:
+            name = ctypes.c_char_p()
+            self._quick.cuGetErrorName(status, ctypes.byref(name))
+            what = (name.value or b"an unknown error").decode()
+            raise DeviceError(f"{self._device} failed: {call} gave {what}", "Look at nvidia-smi; try a new process")
