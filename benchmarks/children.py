@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import tempfile
 import time
@@ -30,7 +29,7 @@ class Deadline:
 
 
 class Child:
-    """One process, in a session of its own so that all of it can be ended."""
+    """One process."""
 
     def __init__(self, command: list[str], job: str = "", environment: dict[str, str] | None = None) -> None:
         self._command, self._job = command, job
@@ -48,7 +47,7 @@ class Child:
             self.began = time.monotonic()
             process = subprocess.Popen(
                 self._command, stdin=job, stdout=output, stderr=subprocess.STDOUT,
-                env=self._environment, start_new_session=True,
+                env=self._environment,
             )  # fmt: skip
             in_time = self._watch(process, self.began + seconds)
             output.seek(0)
@@ -72,7 +71,7 @@ class Child:
         while process.poll() is None:
             self._samples.append((time.monotonic(), own_memory(process.pid)))
             if time.monotonic() > until:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
                 return False
             time.sleep(SAMPLE_SECONDS)

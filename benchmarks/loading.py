@@ -14,22 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from children import Child, Deadline
 from loaders import FILE_WAYS, PACKED, PIPELINE_WAYS, Job, sums_of
 from loading_tables import tables
+from machine import describe
 from page_cache import fill, share_cached
 
 HERE = Path(__file__).parent
 LOAD_SECONDS = 120
 """Longest for one process."""
-PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "fastsafetensors", "runai-model-streamer",
-            "instanttensor", "flashpack")  # fmt: skip
 READY = "\nif sys.argv[2] == 'cuda':\n    import torch\n    torch.cuda.synchronize()\nprint(time.monotonic())"
 STARTS = {
     "wanstore.load": "import sys, time\nimport wanstore\npipe = wanstore.load(sys.argv[1], device=sys.argv[2])" + READY,
@@ -52,7 +49,7 @@ class Comparison:
         self.sums: dict[str, int] = {}
         self.tiny = self.work / "tiny"
         self.found: dict[str, Any] = {
-            "machine": _machine(),
+            "machine": describe(),
             "device": self.device,
             "size_bytes": sum(Path(file).stat().st_size for file in self.files),
             "ceilings": {},
@@ -124,16 +121,6 @@ class Comparison:
         if self.next and "prefetch" in job.way:
             environment["PYTHONPATH"] = os.pathsep.join([self.next, os.environ.get("PYTHONPATH", "")])
         return Child([sys.executable, str(HERE / "loaders.py"), step], job.as_json(), environment)
-
-
-def _machine() -> dict[str, str]:
-    found = {"python": platform.python_version(), "cores": str(os.cpu_count()), "kernel": platform.release()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def main(options: argparse.Namespace) -> None:

@@ -16,8 +16,6 @@ import argparse
 import contextlib
 import faulthandler
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +26,7 @@ from typing import Any, Self
 
 from children import own_memory
 from cuda_checkpoint import CudaCheckpoint
+from machine import describe
 from page_cache import fill
 from snapshot_child import LIVES
 
@@ -45,10 +44,8 @@ class Child:
     def __init__(self, life: str, folder: Path, device: str) -> None:
         command = [sys.executable, str(CHILD), life, str(folder), device]
         self.began = time.monotonic()
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        self._timer = threading.Timer(LIFE_SECONDS, self._kill)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._timer = threading.Timer(LIFE_SECONDS, self.process.kill)
 
     def __enter__(self) -> Self:
         faulthandler.dump_traceback_later(LIFE_SECONDS + 30, exit=True)
@@ -57,7 +54,7 @@ class Child:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
-        self._kill()
+        self.process.kill()
         self.process.wait()
         faulthandler.cancel_dump_traceback_later()
 
@@ -74,10 +71,6 @@ class Child:
             raise RuntimeError("the process ended, or had to be: its output says why")
         answer: Row = json.loads(line)
         return answer
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -132,7 +125,7 @@ def main(folder: Path, device: str, out: Path | None) -> None:
             rows.append({"life": life, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
         print(_line(rows[-1], rows[0]), flush=True)
         if out:
-            out.write_text(json.dumps(rows, indent=2))
+            out.write_text(json.dumps({"machine": describe(), "lives": rows}, indent=2))
 
 
 def _line(row: Row, first: Row) -> str:
