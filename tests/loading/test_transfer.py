@@ -18,9 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
-from wanstore.loading import lanes, sources
+from wanstore.loading import cuda_lanes, sources
 from wanstore.loading import layout as layouts
-from wanstore.loading.lanes import cuda_lanes
 from wanstore.loading.layout import lay_out_buffers, lay_out_files
 from wanstore.loading.sources import FileSource, MemorySource
 from wanstore.loading.transfer import Transfer
@@ -131,7 +130,7 @@ class HostAsGpu:
 def host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> HostAsGpu:
     """A driver for lanes that is this process's own memory."""
     driver = HostAsGpu()
-    monkeypatch.setattr(lanes, "CudaDriver", lambda device: driver)
+    monkeypatch.setattr(cuda_lanes, "CudaDriver", lambda device: driver)
     return driver
 
 
@@ -144,7 +143,7 @@ def test_slots_are_used_in_turn_and_let_go(
     monkeypatch: pytest.MonkeyPatch,
     uncached: bool,
 ) -> None:
-    """Read through page cache or past it, four pinned slots carry every byte of many pieces."""
+    """Read through page cache or past it, pinned slots carry every byte of many pieces."""
     if uncached:
         monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
     save_file(tensors, tmp_path / "x.safetensors")
@@ -155,13 +154,12 @@ def test_slots_are_used_in_turn_and_let_go(
         assert (source.look(layout.pieces) > 0) == uncached
         kinds = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}
         buffers = [torch.empty(buffer.elements, dtype=kinds[buffer.final]) for buffer in layout.buffers]
-        (lane,) = cuda_lanes(source, layout, buffers, 1)
-        with lane:
+        with cuda_lanes.cuda_lanes(source, layout, buffers, 1) as (lane,), lane:
             for piece in layout.pieces:
                 lane.move(piece)
-            assert len(host_as_gpu.pinned) == len(host_as_gpu.events) == 4
+            assert len(host_as_gpu.events) == cuda_lanes.SLOTS
         source.close()
-    assert (host_as_gpu.pinned, host_as_gpu.events, host_as_gpu.pinned_ever) == ({}, {}, 4)
+    assert (host_as_gpu.pinned, host_as_gpu.events, host_as_gpu.pinned_ever) == ({}, {}, 1)
     for name, place in layout.places.items():
         moved = buffers[place.buffer][place.start : place.start + place.elements].view(place.shape)
         assert torch.equal(moved, expected(name, tensors[name])), name
@@ -173,8 +171,8 @@ def test_slots_are_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: HostAs
     with open_weight_file(tmp_path / "x.safetensors") as file:
         layout = lay_out_files([("", file.tensors, is_wide)])
         source = FileSource([file])
-        (lane,) = cuda_lanes(source, layout, [torch.empty(3000, dtype=torch.float16)], 1)
-        with pytest.raises(DamagedError), lane:
+        buffers = [torch.empty(3000, dtype=torch.float16)]
+        with pytest.raises(DamagedError), cuda_lanes.cuda_lanes(source, layout, buffers, 1) as (lane,), lane:
             lane.move(layout.pieces[0])
             assert host_as_gpu.pinned
             os.truncate(file.path, 1000)

@@ -12,8 +12,9 @@ from typing import Self
 import torch
 
 from wanstore.errors import DeviceError
+from wanstore.loading.cuda_lanes import cuda_lanes
 from wanstore.loading.device import pick_device
-from wanstore.loading.lanes import DTYPES, Lane, cuda_lanes, host_lanes
+from wanstore.loading.lanes import DTYPES, Lane, host_lanes
 from wanstore.loading.layout import Layout, Piece
 from wanstore.loading.report import TransferRecord
 from wanstore.loading.sources import Source
@@ -113,16 +114,18 @@ class Transfer:
             self._ended = time.perf_counter()
 
     def _move(self) -> None:
+        if not self._work:
+            return
         count = min(THREADS, len(self._work))
         make = cuda_lanes if self._device.type == "cuda" else host_lanes
-        lanes = make(self._source, self._layout, self._buffers, count)
-        threads = [threading.Thread(target=self._drive, args=(lane,), name="wanstore-lane") for lane in lanes]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self._read_seconds = sum(lane.read_seconds for lane in lanes) / max(1, count)
-        self._wait_seconds = sum(lane.wait_seconds for lane in lanes) / max(1, count)
+        with make(self._source, self._layout, self._buffers, count) as lanes:
+            threads = [threading.Thread(target=self._drive, args=(lane,), name="wanstore-lane") for lane in lanes]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            self._read_seconds = sum(lane.read_seconds for lane in lanes) / count
+            self._wait_seconds = sum(lane.wait_seconds for lane in lanes) / count
 
     def _drive(self, lane: Lane) -> None:
         try:
