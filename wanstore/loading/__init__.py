@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.loading.check import check_pipeline, check_sealed, read_json
+from wanstore.loading.imports import collection_paused, import_libraries
 from wanstore.loading.page_cache import ReadAhead
 from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock, TransferRecord
@@ -69,11 +70,12 @@ def load(
             manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
             files = stack.enter_context(open_weights(folder))
         streamed = None
-        with clock.phase("imports"):
+        with clock.phase("imports"), collection_paused():
             if weights == "resident":
                 with ReadAhead(files) if "torch" not in sys.modules else nullcontext():
                     from wanstore.loading.streaming import stream
                 streamed = stack.enter_context(stream(files, device, progress, folder.name))
+            import_libraries()
             from wanstore.loading.activation import Origin, apply_once, fill
             from wanstore.loading.attention import check_known
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported

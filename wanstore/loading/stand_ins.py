@@ -1,0 +1,188 @@
+"""Stand-ins for what libraries import at their top and use rarely: the real thing comes when it is first used.
+
+A stand-in is only ever bound to a name in the module that wrote the import statement. It is never in
+`sys.modules`, so that everybody else's imports, in other threads too, get the real module.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec, resolve_name
+from types import ModuleType
+from typing import Any
+
+
+class NameStandIn:
+    """Stands for a function or class of a module: called, subclassed, asked for an attribute, it is the real one.
+
+    What is an instance of the class can be told without it: as long as nobody has imported it, nothing is.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    @property
+    def package(self) -> str:
+        """The top-level package that it comes from."""
+        return self._module.partition(".")[0]
+
+    def real(self) -> Any:
+        """What it stands for; raises what importing it raises."""
+        return getattr(import_module(self._module), self._name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.real()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real(), name)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return self._module in sys.modules and isinstance(instance, self.real())
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return self._module in sys.modules and issubclass(subclass, self.real())
+
+    def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.real(),)
+
+
+class ModuleStandIn(ModuleType):
+    """Stands for a module: its attributes are the real one's, but for those that are stand-ins themselves."""
+
+    def __init__(self, name: str, **stand_ins: Any) -> None:
+        super().__init__(name)
+        vars(self).update(stand_ins)
+
+    @property
+    def package(self) -> str:
+        """The top-level package that it belongs to."""
+        return self.__name__.partition(".")[0]
+
+    def real(self) -> ModuleType:
+        """What it stands for, its submodules imported too; raises what importing them raises."""
+        for child in vars(self).values():
+            if isinstance(child, ModuleStandIn):
+                child.real()
+        return import_module(self.__name__)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.real(), name, value)
+
+
+@contextmanager
+def standing_in(
+    importers: Collection[str], modules: Collection[str], names: Mapping[str, Mapping[str, Any]]
+) -> Iterator[None]:
+    """While the block runs, imports of `modules`, and of `names` from modules, get stand-ins instead.
+
+    That holds for import statements in the packages `importers` alone. A module that is imported already, or
+    is not installed, is imported as ever, and so is a statement that asks for any other name.
+    """
+    plain_import = builtins.__import__
+
+    def stand_in(name: str, wanted: Collection[str]) -> ModuleType | None:
+        package, _, child = name.partition(".")
+        if name in sys.modules or find_spec(package) is None:
+            return None
+        if wanted:
+            known = names.get(name, {})
+            return ModuleStandIn(name, **known) if known.keys() >= set(wanted) else None
+        if name not in modules:
+            return None
+        return ModuleStandIn(package, **({child: ModuleStandIn(name)} if child else {}))
+
+    def importing(
+        name: str,
+        globals: Mapping[str, Any] | None = None,  # noqa: A002  the names that __import__ has
+        locals: Mapping[str, Any] | None = None,  # noqa: A002
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        package, found = str((globals or {}).get("__package__", "")), None
+        if package.partition(".")[0] in importers:
+            absolute = resolve_name("." * level + name, package)
+            if absolute in modules or absolute in names:
+                found = stand_in(absolute, fromlist or ())
+        return found or plain_import(name, globals, locals, fromlist or (), level)
+
+    with replaced(builtins, __import__=importing):
+        yield
+
+
+def settle(importers: Collection[str], *packages: str) -> None:
+    """Replace stand-ins for what is in `packages`, in the modules of the packages `importers`, by the real things.
+
+    Raises what importing those raises; then there is None instead, for names that stood for the same package.
+    """
+    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in importers]
+    places = [
+        (vars(module), bound, value)
+        for module in modules
+        for bound, value in list(vars(module).items())
+        if isinstance(value, NameStandIn | ModuleStandIn) and value.package in packages
+    ]
+    try:
+        real = [value.real() for _, _, value in places]
+    except Exception:
+        for namespace, bound, _ in places:
+            namespace[bound] = None
+        raise
+    for (namespace, bound, _), value in zip(places, real, strict=True):
+        namespace[bound] = value
+
+
+@contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """While the block runs, attributes of `owner` have these values, unless it lacks them."""
+    before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
+    for name in before:
+        setattr(owner, name, values[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if getattr(owner, name) is values[name]:
+                setattr(owner, name, value)
+
+
+class _AfterImport:
+    """A finder that finds as the others do, and sees to it that something is done when the import is over."""
+
+    def __init__(self, module: str, action: Callable[[ModuleType], None]) -> None:
+        self._module, self._action = module, action
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
+        if name != self._module:
+            return None
+        finders = [finder for finder in sys.meta_path if finder is not self]
+        specs = (finder.find_spec(name, path, target) for finder in finders if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in specs if spec is not None), None)
+        loader: Any = spec.loader if spec else None
+        if loader is None or not hasattr(loader, "exec_module"):
+            return spec
+        execute = loader.exec_module
+
+        def execute_and_act(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                with suppress(Exception):  # the import itself went well, and cannot be had again
+                    self._action(module)
+
+        loader.exec_module = execute_and_act
+        return spec
+
+
+def after_import(module: str, action: Callable[[ModuleType], None]) -> None:
+    """Call `action` with the module as soon as it is imported, which may be now or never."""
+    if module in sys.modules:
+        action(sys.modules[module])
+    else:
+        sys.meta_path.insert(0, _AfterImport(module, action))
