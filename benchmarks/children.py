@@ -14,7 +14,7 @@ from typing import Any
 
 SAMPLE_SECONDS = 0.005
 OWN_MEMORY = ("RssAnon", "RssShmem")
-"""Memory that is a process's own, pinned memory that it registered included; mapped files are page cache."""
+"""Memory that is a process's own, with what it pinned itself; mapped files are page cache."""
 
 
 class Deadline:
@@ -34,7 +34,7 @@ class Child:
     def __init__(self, command: list[str], job: str = "", environment: dict[str, str] | None = None) -> None:
         self._command, self._job = command, job
         self._environment = {**os.environ, **(environment or {})}
-        self._samples: list[tuple[float, int]] = []
+        self._samples: list[tuple[float, int, int]] = []
         self.began = 0.0
 
     def run(self, seconds: float, answer: Callable[[str], dict[str, Any]] = json.loads) -> dict[str, Any]:
@@ -61,15 +61,21 @@ class Child:
                 return answer(line)
         return {"error": f"it answered {lines[-1][:200]}"}
 
-    def grown_bytes(self, began: float, seconds: float) -> int:
-        """How much memory of its own it took at most in that time, above what it held before."""
-        before = [size for at, size in self._samples if at < began]
-        during = [size for at, size in self._samples if began <= at <= began + seconds]
-        return max(during, default=0) - before[-1] if before and during else 0
+    def memory(self, began: float, ended: float) -> dict[str, int]:
+        """Memory taken at most in that time, above what was held before: its own, and by what the machine lacks.
+
+        The machine lacks also what the GPU's driver pins for a process, which no process is charged for.
+        """
+        before = [sample for sample in self._samples if sample[0] < began]
+        during = [sample for sample in self._samples if began <= sample[0] <= ended]
+        if not before or not during:
+            return {}
+        own = max(own for _, own, _ in during) - before[-1][1]
+        return {"host_bytes": own, "machine_bytes": before[-1][2] - min(free for *_, free in during)}
 
     def _watch(self, process: subprocess.Popen[str], until: float) -> bool:
         while process.poll() is None:
-            self._samples.append((time.monotonic(), own_memory(process.pid)))
+            self._samples.append((time.monotonic(), own_memory(process.pid), _available_memory()))
             if time.monotonic() > until:
                 process.kill()
                 process.wait()
@@ -87,3 +93,8 @@ def own_memory(pid: int | str) -> int:
             if name in OWN_MEMORY:
                 total += int(value.split()[0]) * 1024
     return total
+
+
+def _available_memory() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

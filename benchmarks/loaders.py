@@ -37,6 +37,11 @@ class Job:
     cold: bool = False
     sums: dict[str, int] = attrs.Factory(dict)
 
+    @property
+    def place(self) -> str:
+        """The device by its number, which some libraries insist on."""
+        return "cuda:0" if self.device == "cuda" else self.device
+
     def as_json(self) -> str:
         return json.dumps(attrs.asdict(self))
 
@@ -64,7 +69,7 @@ def safetensors(job: Job) -> Load:
     from safetensors.torch import load_file
 
     def load() -> Any:
-        return {name: tensor for file in job.files for name, tensor in load_file(file, device=job.device).items()}
+        return {name: tensor for file in job.files for name, tensor in load_file(file, device=job.place).items()}
 
     return load
 
@@ -76,21 +81,18 @@ def safetensors_prefetch(job: Job) -> Load:
         raise ImportError("this safetensors has no prefetch: name a folder with 0.9 by --safetensors-next")
 
     def load() -> Any:
-        files = [safe_open(file, framework="pt", device=job.device) for file in job.files]
-        loaders = [file.prefetch(threads=16) for file in files]
+        files = [safe_open(file, framework="pt", device=job.place) for file in job.files]
+        loaders = [file.prefetch() for file in files]
         return {name: tensor for loader in loaders for name, tensor in loader}
 
     return load
 
 
 def fastsafetensors(job: Job) -> Load:
-    import torch
     from fastsafetensors import SafeTensorsFileLoader
 
-    device = "cuda:0" if job.device == "cuda" else job.device
-
     def load() -> Any:
-        loader = SafeTensorsFileLoader(None, torch.device(device), nogds=True)
+        loader = SafeTensorsFileLoader(None, job.place, nogds=True)
         loader.add_filenames({0: job.files})
         files = loader.copy_files_to_device()
         return {name: files.get_tensor(name) for name in loader.get_keys()}
@@ -101,12 +103,10 @@ def fastsafetensors(job: Job) -> Load:
 def runai_model_streamer(job: Job) -> Load:
     from runai_model_streamer import SafetensorsStreamer
 
-    device = "cuda:0" if job.device == "cuda" else job.device
-
     def load() -> Any:
         with SafetensorsStreamer() as streamer:
-            streamer.stream_files(job.files, device=device)
-            return {name: tensor.to(device) for name, tensor in streamer.get_tensors()}
+            streamer.stream_files(job.files, device=job.place)
+            return {name: tensor.to(job.place) for name, tensor in streamer.get_tensors()}
 
     return load
 
@@ -125,7 +125,7 @@ def _instanttensor(job: Job, **options: Any) -> Load:
     import instanttensor
 
     def load() -> Any:
-        with instanttensor.safe_open(list(job.files), framework="pt", device=job.device, **options) as files:
+        with instanttensor.safe_open(list(job.files), framework="pt", device=job.place, **options) as files:
             return dict(files.tensors())
 
     return load
@@ -134,10 +134,8 @@ def _instanttensor(job: Job, **options: Any) -> Load:
 def flashpack(job: Job) -> Load:
     from flashpack.deserialization import iterate_from_flash_tensor, read_flashpack_file
 
-    device = "cuda:0" if job.device == "cuda" else job.device
-
     def load() -> Any:
-        packs = (read_flashpack_file(file, device=device) for file in job.files)
+        packs = (read_flashpack_file(file, device=job.place) for file in job.files)
         return {name: tensor for pack in packs for name, tensor in iterate_from_flash_tensor(*pack)}
 
     return load

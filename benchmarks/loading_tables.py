@@ -50,8 +50,8 @@ def _ceilings(found: dict[str, Any]) -> str:
 def _loads(found: dict[str, Any], ways: list[str], *, weights_only: bool) -> str:
     states = [state for state in ("warm", "cold") if any(row["state"] == state for row in found["loads"])]
     heads = [f"{state} s | GB/s | times wanstore" for state in states]
-    lines = [f"| way | {' | '.join(heads)} | host memory GB | device memory GB |"]
-    lines.append("| --- " * (3 + 3 * len(states)) + "|")
+    lines = [f"| way | {' | '.join(heads)} | host memory GB | of the machine GB | device memory GB |"]
+    lines.append("| --- " * (4 + 3 * len(states)) + "|")
     base = {state: middle(found, OURS, state, weights_only=weights_only) for state in states}
     for way in ways:
         rows = [row for row in found["loads"] if row["way"] == way]
@@ -62,8 +62,8 @@ def _loads(found: dict[str, Any], ways: list[str], *, weights_only: bool) -> str
             seconds = middle(found, way, state, weights_only=weights_only)
             cells.append(_cells(seconds, base[state], found["size_bytes"]) if seconds else f"{_why(rows, state)} | |")
         name = f"{way}, weights" if weights_only and way == OURS else way
-        host, device = (_most(rows, key) for key in ("host_bytes", "device_bytes"))
-        lines.append(f"| {name} | {' | '.join(cells)} | {host} | {device} |")
+        memory = [_most(rows, key) for key in ("host_bytes", "machine_bytes", "device_bytes")]
+        lines.append(f"| {name} | {' | '.join([*cells, *memory])} |")
     return "\n".join(lines)
 
 
@@ -78,7 +78,7 @@ def _why(rows: list[Row], state: str) -> str:
 
 
 def _most(rows: list[Row], key: str) -> str:
-    sizes = [row[key] for row in rows if key in row]
+    sizes = [row[key] for row in rows if key in row and row["state"] == "warm"]
     return f"{max(sizes) / 1e9:.2f}" if sizes else ""
 
 
