@@ -43,7 +43,7 @@ def why_not() -> str:
     text = subprocess.run(["runsc", "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"\d{8}", text)
     if not version or int(version[0]) < OLDEST:
-        return f"this runsc is older than {OLDEST}: {text.splitlines()[:1]}"
+        return f"{text.partition(chr(10))[0] or 'runsc'} is older than {OLDEST}"
     try:
         with Sandbox(["/bin/echo", "READY", "1"]) as sandbox:
             sandbox.hear("READY", timeout_seconds=20)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import sys
 import threading
 from collections.abc import Callable
@@ -38,11 +39,22 @@ def say(word: str, value: Any) -> None:
 
 
 def hold_pipeline(folder: Path) -> Acts:
-    from wanstore.loading import load
+    from wanstore.errors import WanstoreError
+    from wanstore.loading import activate, load
 
-    resident = load(folder, device="cpu")
+    pipes = {
+        "resident": load(folder, device="cpu"),
+        "deferred": load(folder, device="cpu", weights="deferred"),
+    }
 
-    return {"clip": lambda: clip_of(resident)}
+    def ready(weights: str) -> str:
+        try:
+            activate(pipes[weights], "cpu")
+        except WanstoreError as error:
+            return f"{type(error).__name__}: {error}"
+        return "ready"
+
+    return {"activate": ready, "clip": lambda weights: clip_of(pipes[weights]), "draw": draw}
 
 
 def hold_mapped(file: Path) -> Acts:
@@ -78,6 +90,11 @@ def held_below(path: Path) -> dict[str, list[str]]:
         "sockets": [target for target in descriptors if target.startswith("socket:")],
         "threads": [thread.name for thread in threading.enumerate() if thread.name.startswith("wanstore")],
     }
+
+
+def draw() -> dict[str, float]:
+    """A number from each of the random generators that programs lean on."""
+    return {"random": random.random(), "numpy": np.random.random(), "torch": torch.rand(()).item()}
 
 
 if __name__ == "__main__":

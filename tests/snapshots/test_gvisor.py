@@ -23,6 +23,8 @@ sys.path.append(str(Path(__file__).parents[2]))  # tests/ is no package that cou
 from tests.snapshots.gvisor import Sandbox, SandboxError, why_not
 from wanstore.testing.sealing import seal_as_is
 
+NOTHING: Mapping[str, list[str]] = {"mappings": [], "files": [], "sockets": [], "threads": []}
+
 
 @attrs.frozen
 class Frozen:
@@ -50,8 +52,6 @@ def _sandbox(arguments: tuple[str, ...], place: Path, files: Path, image: Path |
 @contextmanager
 def _frozen(folder: Path, kind: str, name: str, files: Path, questions: tuple[str, ...]) -> Iterator[Frozen]:
     """The program started on `name` in `files`, asked, and frozen into `folder` for the length of the block."""
-    if reason := why_not():
-        pytest.skip(reason)
     place = folder / "place"
     place.mkdir()
     arguments = (kind, str(place / name))
@@ -61,6 +61,13 @@ def _frozen(folder: Path, kind: str, name: str, files: Path, questions: tuple[st
         sandbox.checkpoint(folder / "image")
     yield Frozen(arguments, place, folder / "image", answers)
     shutil.rmtree(folder / "image")  # hundreds of MB, which pytest would keep for three sessions
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _engine() -> None:
+    """Skips the module where there is no engine."""
+    if reason := why_not():
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +90,50 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 def pipeline(tmp_path_factory: pytest.TempPathFactory, stores: Mapping[str, Path]) -> Iterator[Frozen]:
     """A frozen process that has loaded the pipeline `wan`."""
     folder = tmp_path_factory.mktemp("pipeline")
-    with _frozen(folder, "pipeline", "wan", stores["unchanged"], ("held", "clip")) as frozen:
+    with _frozen(folder, "pipeline", "wan", stores["unchanged"], ("held", "clip resident")) as frozen:
         yield frozen
 
 
 def test_a_loaded_pipeline_holds_nothing_that_a_snapshot_cannot_keep(pipeline: Frozen) -> None:
     """After `load` there is no mapping of a store's file, no open file of it, no socket and no thread of ours."""
-    assert pipeline.answers["held"] == {"mappings": [], "files": [], "sockets": [], "threads": []}
+    assert pipeline.answers["held"] == NOTHING
 
 
 @pytest.mark.parametrize("state", ["deleted", "replaced"])
 def test_a_resident_pipeline_needs_its_store_no_more(pipeline: Frozen, stores: Mapping[str, Path], state: str) -> None:
     """Whatever became of the store's files, the restored pipeline makes the clip that it made before, bit for bit."""
     with pipeline.clone(stores[state]) as clone:
-        assert clone.ask("clip") == pipeline.answers["clip"]
+        assert clone.ask("activate resident") == "ready"
+        assert clone.ask("clip resident") == pipeline.answers["clip resident"]
+
+
+def test_a_deferred_pipeline_reads_its_store_after_the_restore(pipeline: Frozen, stores: Mapping[str, Path]) -> None:
+    """A skeleton that was frozen without weights makes the resident pipeline's clip, bit for bit, and holds no file."""
+    with pipeline.clone(stores["unchanged"]) as clone:
+        assert clone.ask("activate deferred") == "ready"
+        assert clone.ask("clip deferred") == pipeline.answers["clip resident"]
+        assert clone.ask("held") == NOTHING
+
+
+@pytest.mark.parametrize(("state", "error"), [("deleted", "NotFoundError"), ("replaced", "ChangedError")])
+def test_a_deferred_pipeline_refuses_another_store(
+    pipeline: Frozen, stores: Mapping[str, Path], state: str, error: str
+) -> None:
+    """A skeleton takes the weights that it was made for, or none: the error says which folder is to blame."""
+    with pipeline.clone(stores[state]) as clone:
+        answer = clone.ask("activate deferred")
+        assert answer.startswith(f"{error}: ")
+        assert str(pipeline.place / "wan") in answer
+
+
+def test_activate_parts_the_random_generators_of_clones(pipeline: Frozen, stores: Mapping[str, Path]) -> None:
+    """Two clones of one snapshot draw the same numbers until they are activated, and different ones from then on."""
+    with pipeline.clone(stores["unchanged"]) as one, pipeline.clone(stores["unchanged"]) as other:
+        assert one.ask("draw") == other.ask("draw")
+        for clone in (one, other):
+            assert clone.ask("activate resident") == "ready"
+        numbers, others = one.ask("draw"), other.ask("draw")
+        assert [name for name in ("random", "numpy", "torch") if numbers[name] == others[name]] == []
 
 
 @pytest.fixture(scope="module")
