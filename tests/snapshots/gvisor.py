@@ -60,7 +60,7 @@ class Sandbox:
         mounts: folders that the program sees elsewhere, read-only: path inside, which must exist as an empty folder
             outside too, → path outside. A clone may see other folders there than the original did.
         environment: all that the program has of one.
-        image: go on from this checkpoint instead of starting afresh; all else as it was then, but for `mounts`.
+        image: go on from this checkpoint of the same command instead of starting afresh.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Sandbox:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            self._process.kill()
+            self._process.kill()  # the sandbox, which has it as its parent, dies with it
             self._process.communicate()
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -127,20 +127,16 @@ class Sandbox:
     def checkpoint(self, image: Path) -> None:
         """Write the program's state into the folder `image`, which is made; the program ends there."""
         image.mkdir(parents=True)
-        done = self._step("checkpoint", "-compression", "none", "-image-path", str(image), self._id)
-        if done.returncode:
-            raise SandboxError(f"The checkpoint failed: {done.stdout}\n{self._log_tail()}")
-
-    def _step(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self._runsc(), *arguments],
+        done = subprocess.run(
+            [*self._runsc(), "checkpoint", "-compression", "none", "-image-path", str(image), self._id],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            capture_output=True,
             text=True,
             check=False,
             timeout=60,
         )
+        if done.returncode:
+            raise SandboxError(f"The checkpoint failed: {done.stderr}\n{self._log_tail()}")
 
     def _runsc(self) -> list[str]:
         flags = ("-platform=systrap", "-network=none", "-overlay2=none", "-ignore-cgroups")

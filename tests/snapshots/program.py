@@ -1,7 +1,9 @@
 """The program that test_gvisor freezes: it holds weights in two ways, and answers questions before and after.
 
-python -m tests.snapshots.program pipeline FOLDER      a pipeline, as wanstore loads it
-python -m tests.snapshots.program mapped FILE          a tensor that is mapped from its file, as a control
+    python -m tests.snapshots.program pipeline FOLDER      a pipeline, as wanstore loads it
+    python -m tests.snapshots.program mapped FILE          a tensor that is mapped from its file, as a control
+
+It reads questions from stdin, a line each, and ends with it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types
 
 Acts = dict[str, Callable[..., Any]]
 """What the program can be asked, by its first word; the other words are the arguments."""
@@ -28,7 +31,7 @@ def main(kind: str, path: Path) -> None:
     acts = {"pipeline": hold_pipeline, "mapped": hold_mapped}[kind](path)
     acts["held"] = lambda: held_below(path)
     say("READY", None)
-    for line in sys.stdin:  # ends when the test does
+    for line in sys.stdin:
         act, *arguments = line.split()
         say("ANSWER", acts[act](*arguments))
 
@@ -62,9 +65,10 @@ def hold_mapped(file: Path) -> Acts:
     return {"sum": lambda: tensor.sum().item()}
 
 
-def clip_of(pipe: Any) -> str:
-    """SHA-256 of a clip that every weight has a part in."""
+def clip_of(pipe: Any) -> dict[str, str]:
+    """SHA-256 of a clip, and of every weight: the VAE's encoder has no part in clips."""
     pipe.set_progress_bar_config(disable=True)
+    tqdm.monitor_interval = 0  # the bar would leave a thread, disabled or not
     output = pipe(
         "a red fox in the snow",
         height=32,
@@ -77,18 +81,22 @@ def clip_of(pipe: Any) -> str:
     )
     (frames,) = output.frames
     assert np.isfinite(frames).all() and frames.std() > 0
-    return hashlib.sha256(frames.tobytes()).hexdigest()
+    weights = hashlib.sha256()
+    for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
+        for name, tensor in model.state_dict().items():
+            weights.update(name.encode() + tensor.numpy().tobytes())
+    return {"clip": hashlib.sha256(frames.tobytes()).hexdigest(), "weights": weights.hexdigest()}
 
 
 def held_below(path: Path) -> dict[str, list[str]]:
-    """What this process holds that a snapshot cannot keep: of `path`, mappings and files; sockets; our threads."""
+    """What this process holds that a snapshot cannot keep: of `path`, mappings and files; sockets; threads."""
     maps = Path("/proc/self/maps").read_text().splitlines()
     descriptors = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     return {
         "mappings": [line for line in maps if str(path) in line],
         "files": [target for target in descriptors if target.startswith(str(path))],
         "sockets": [target for target in descriptors if target.startswith("socket:")],
-        "threads": [thread.name for thread in threading.enumerate() if thread.name.startswith("wanstore")],
+        "threads": [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()],
     }
 
 

@@ -95,7 +95,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, stores: Mapping[str, Path
 
 
 def test_a_loaded_pipeline_holds_nothing_that_a_snapshot_cannot_keep(pipeline: Frozen) -> None:
-    """After `load` there is no mapping of a store's file, no open file of it, no socket and no thread of ours."""
+    """After `load` no file of the store is mapped or open; there is no socket, and no thread but the main one."""
     assert pipeline.answers["held"] == NOTHING
 
 
