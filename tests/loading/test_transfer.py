@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ import torch
 from safetensors.torch import save_file
 
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
-from wanstore.loading import cuda_lanes, sources
 from wanstore.loading import layout as layouts
-from wanstore.loading.layout import lay_out_buffers, lay_out_files
+from wanstore.loading import sources, to_cuda
+from wanstore.loading import transfer as transfers
+from wanstore.loading.layout import Layout, lay_out_buffers, lay_out_files
+from wanstore.loading.reads import ThreadReads
 from wanstore.loading.sources import FileSource, MemorySource
+from wanstore.loading.to_host import move_to_host
 from wanstore.loading.transfer import Transfer
 from wanstore.loading.weight_files import WeightFile, open_weight_file
+from wanstore.loading.work import Work
 from wanstore.safetensors_format import lay_out
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -89,16 +94,25 @@ def test_progress_hears_of_every_byte(tmp_path: Path, tensors: dict[str, torch.T
 # --- the way to a GPU, with the host's memory in the GPU's place
 
 
+class HostStream:
+    """A stream on which everything is done at once."""
+
+    cuda_stream = 7
+
+    def synchronize(self) -> None: ...
+
+
 class HostAsGpu:
     """The driver's calls, done at once and in memory. The real ones run under `-m gpu`."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.pinned: dict[int, int] = {}
         self.events: dict[int, bool] = {}
-        self.pinned_ever = 0
+        self.pinned_ever = self.waited = 0
+        self.answers = itertools.cycle([True, False, False])  # a device is not always done when it is asked
 
-    def stream(self) -> AbstractContextManager[int]:
-        return nullcontext(7)
+    def make_stream(self) -> HostStream:
+        return HostStream()
 
     def pin(self, address: int, size: int) -> None:
         self.pinned[address] = size
@@ -122,62 +136,98 @@ class HostAsGpu:
     def record(self, event: int, stream: int) -> None:
         self.events[event] = True
 
+    def has_come(self, event: int) -> bool:
+        assert self.events[event], "it asks for what was never copied"
+        return next(self.answers)
+
     def wait(self, event: int) -> None:
         assert self.events[event], "it waits for what was never copied"
+        self.waited += 1
 
 
 @pytest.fixture
 def host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> HostAsGpu:
-    """A driver for lanes that is this process's own memory."""
+    """A driver whose device is this process's own memory."""
     driver = HostAsGpu()
-    monkeypatch.setattr(cuda_lanes, "CudaDriver", lambda device: driver)
+    monkeypatch.setattr(to_cuda, "CudaDriver", lambda device: driver)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     return driver
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.fixture(params=["by the C library", "by Python"])
+def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to read."""
+    if request.param == "by Python":
+        monkeypatch.setattr(to_cuda, "start_reads", ThreadReads)
+    elif sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"):
+        pytest.skip("needs glibc")
+
+
+def through_the_ring(file: WeightFile, work: Work | None = None) -> tuple[Layout, list[torch.Tensor]]:
+    """Move a file as to a GPU."""
+    layout = lay_out_files([("", file.tensors, is_wide)])
+    source = FileSource([file])
+    source.look(layout.pieces)
+    kinds = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}
+    buffers = [torch.empty(buffer.elements, dtype=kinds[buffer.final]) for buffer in layout.buffers]
+    try:
+        with to_cuda.move_to_cuda(source, layout, buffers, work or Work(layout.pieces)):
+            pass
+    finally:
+        source.close()
+    return layout, buffers
+
+
+@pytest.mark.usefixtures("small_pieces", "reads")
 @pytest.mark.parametrize("uncached", [False, True])
-def test_slots_are_used_in_turn_and_let_go(
+def test_the_ring_carries_every_byte_and_is_let_go(
     tmp_path: Path,
     tensors: dict[str, torch.Tensor],
     host_as_gpu: HostAsGpu,
     monkeypatch: pytest.MonkeyPatch,
     uncached: bool,
 ) -> None:
-    """Read through page cache or past it, pinned slots carry every byte of many pieces."""
+    """Read through page cache or past it; few slots carry many pieces, and are waited for when all are under way."""
+    monkeypatch.setattr(to_cuda, "SLOTS", 3)
     if uncached:
         monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
     save_file(tensors, tmp_path / "x.safetensors")
-    with open_weight_file(tmp_path / "x.safetensors") as file:
-        layout = lay_out_files([("", file.tensors, is_wide)])
-        assert len(layout.pieces) > 20
-        source = FileSource([file])
-        assert (source.look(layout.pieces) > 0) == uncached
-        kinds = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}
-        buffers = [torch.empty(buffer.elements, dtype=kinds[buffer.final]) for buffer in layout.buffers]
-        with cuda_lanes.cuda_lanes(source, layout, buffers, 1) as (lane,), lane:
-            for piece in layout.pieces:
-                lane.move(piece)
-            assert len(host_as_gpu.events) == cuda_lanes.SLOTS
-        source.close()
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        layout, buffers = through_the_ring(file)
+    assert len(layout.pieces) > 20
     assert (host_as_gpu.pinned, host_as_gpu.events, host_as_gpu.pinned_ever) == ({}, {}, 1)
+    assert host_as_gpu.waited
     for name, place in layout.places.items():
         moved = buffers[place.buffer][place.start : place.start + place.elements].view(place.shape)
         assert torch.equal(moved, expected(name, tensors[name])), name
 
 
-def test_slots_are_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: HostAsGpu) -> None:
-    """Memory stays pinned no longer than it is used."""
-    save_file({"a": torch.zeros(3000)}, tmp_path / "x.safetensors")
-    with open_weight_file(tmp_path / "x.safetensors") as file:
-        layout = lay_out_files([("", file.tensors, is_wide)])
-        source = FileSource([file])
-        buffers = [torch.empty(3000, dtype=torch.float16)]
-        with pytest.raises(DamagedError), cuda_lanes.cuda_lanes(source, layout, buffers, 1) as (lane,), lane:
-            lane.move(layout.pieces[0])
-            assert host_as_gpu.pinned
-            os.truncate(file.path, 1000)
-            lane.move(layout.pieces[0])
-    assert not host_as_gpu.pinned
+@pytest.mark.usefixtures("small_pieces", "reads")
+def test_the_ring_is_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: HostAsGpu) -> None:
+    """Memory stays pinned no longer than it is used, and nothing reads into it any more."""
+    save_file({"a": torch.zeros(300_000), "b": torch.zeros(300_000)}, tmp_path / "x.safetensors")
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        os.truncate(file.path, 1_500_000)
+        with pytest.raises(DamagedError, match="tensor b is cut off"):
+            through_the_ring(file)
+    assert (host_as_gpu.pinned, host_as_gpu.events) == ({}, {})
+
+
+@pytest.mark.usefixtures("small_pieces", "reads", "host_as_gpu")
+def test_stopped_work_ends_with_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No new piece begins."""
+    save_file({"a": torch.zeros(3_000_000)}, tmp_path / "x.safetensors")
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        done: list[int] = []
+        work = Work(lay_out_files([("", file.tensors, is_wide)]).pieces)
+
+        def stop(piece: layouts.Piece) -> None:
+            done.append(piece.stop - piece.start)
+            work.stop()
+
+        monkeypatch.setattr(work, "done", stop)
+        through_the_ring(file, work)
+        assert 0 < sum(done) < file.size_bytes
 
 
 # --- past the page cache
@@ -300,22 +350,20 @@ def test_an_unknown_device_is_told_where_the_result_is_asked_for() -> None:
         transfer.buffers()
 
 
-def test_a_kept_error_keeps_no_memory(tmp_path: Path) -> None:
+def test_a_kept_error_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody may hold it and load again: the buffers must be gone by then."""
     save_file({"a": torch.zeros(5000)}, tmp_path / "x.safetensors")
     seen: list[weakref.ref[torch.Tensor]] = []
     with open_weight_file(tmp_path / "x.safetensors") as file:
         layout = lay_out_files([("", file.tensors, is_wide)])
         os.truncate(file.path, file.tensors[-1].start + 1)
-        transfer = Transfer(FileSource([file]), layout, "cpu")
-        move = transfer._move
 
-        def watched() -> None:
-            seen.extend(weakref.ref(buffer) for buffer in transfer._buffers)
-            move()
+        def watched(source: Any, layout: Layout, buffers: list[torch.Tensor], work: Work) -> Any:
+            seen.extend(weakref.ref(buffer) for buffer in buffers)
+            return move_to_host(source, layout, buffers, work)
 
-        transfer._move = watched  # type: ignore[method-assign]
-        with transfer, pytest.raises(DamagedError) as caught:
+        monkeypatch.setattr(transfers, "move_to_host", watched)
+        with Transfer(FileSource([file]), layout, "cpu") as transfer, pytest.raises(DamagedError) as caught:
             transfer.buffers()
         gc.disable()  # not by chance
         try:

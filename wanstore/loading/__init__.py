@@ -63,14 +63,14 @@ def load(
             arguments that exclude each other.
     """
     folder, progress, clock = Path(folder), progress or Quiet(), PhaseClock()
-    with ExitStack() as stack:
+    with collection_paused(), ExitStack() as stack:
         with clock.phase("check"):
             if weights == "deferred" and str(device or "cpu") != "cpu":
                 raise NotSupportedError("Deferred weights are on no device yet", "Name the device to activate")
             manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
             files = stack.enter_context(open_weights(folder))
         streamed = None
-        with clock.phase("imports"), collection_paused():
+        with clock.phase("imports"):
             if weights == "resident":
                 with ReadAhead(files) if "torch" not in sys.modules else nullcontext():
                     from wanstore.loading.streaming import stream

@@ -1,14 +1,12 @@
 """The few calls of NVIDIA's driver that moving a piece to a GPU takes.
 
-torch has all of them, but lets go of the interpreter's lock in every one, and sixteen threads then mostly wait
-for that lock. Called through ctypes, the quick ones keep it: a piece costs two hand-overs, not ten.
+torch has all of them, but lets go of the interpreter's lock in every one, and takes some time over each. Called
+through ctypes, the quick ones keep it.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -30,23 +28,15 @@ class CudaDriver:
         self._quick.cuEventRecord.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
         self._quick.cuEventQuery.argtypes = self._slow.cuEventSynchronize.argtypes = [ctypes.c_void_p]
         self._quick.cuEventDestroy_v2.argtypes = [ctypes.c_void_p]
-        self._quick.cuCtxSetCurrent.argtypes = [ctypes.c_void_p]
         self._slow.cuMemHostRegister_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]
         self._slow.cuMemHostUnregister.argtypes = [ctypes.c_void_p]
-        self._context = ctypes.c_void_p()
-        torch.cuda.current_stream(device).synchronize()  # by then the context is this thread's
-        self._check("cuCtxGetCurrent", self._quick.cuCtxGetCurrent(ctypes.byref(self._context)))
+        # The thread's context is torch's from here on, and what was begun with the device's memory is over.
+        torch.cuda.set_device(device)
+        torch.cuda.current_stream(device).synchronize()
 
-    @contextmanager
-    def stream(self) -> Iterator[int]:
-        """A stream for the calling thread, torch's operations in the block included; they are done at its end."""
-        self._check("cuCtxSetCurrent", self._quick.cuCtxSetCurrent(self._context))
-        stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(stream):
-            try:
-                yield stream.cuda_stream
-            finally:
-                stream.synchronize()
+    def make_stream(self) -> torch.cuda.Stream:
+        """A stream of torch's."""
+        return torch.cuda.Stream(self._device)
 
     def pin(self, address: int, size: int) -> None:
         """Pin memory of this process, so that the device can copy from it by itself."""
@@ -74,10 +64,15 @@ class CudaDriver:
         """Let the event come when the stream has got this far."""
         self._check("cuEventRecord", self._quick.cuEventRecord(event, stream))
 
+    def has_come(self, event: int) -> bool:
+        """Whether the event has come."""
+        status = self._quick.cuEventQuery(event)
+        self._check("cuEventQuery", 0 if status == _NOT_READY else status)
+        return bool(status != _NOT_READY)
+
     def wait(self, event: int) -> None:
         """Return when the event has come."""
-        if self._quick.cuEventQuery(event) == _NOT_READY:
-            self._check("cuEventSynchronize", self._slow.cuEventSynchronize(event))
+        self._check("cuEventSynchronize", self._slow.cuEventSynchronize(event))
 
     def _check(self, call: str, status: int) -> None:
         if status:

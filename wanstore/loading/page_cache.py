@@ -18,7 +18,7 @@ _BLOCK_BYTES = 8 << 20
 
 
 def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each span (first byte, end) of a file is in page cache, judged by its first and its last page.
+    """Whether each span (first byte, end) of a file is in page cache, judged by its first page.
 
     Where that can't be asked all are said to be: then they are read through the cache, as ever. The kernel
     answers the same to somebody who could not write the file (mincore(2)).
@@ -41,7 +41,7 @@ def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool
         return asked != 0 or bool(answer.raw[0] & 1)
 
     try:
-        return [cached(start) and cached(stop - 1) for start, stop in spans]
+        return [cached(start) for start, _ in spans]
     finally:
         libc.munmap(address, size)
 

@@ -57,12 +57,26 @@ class FileSource:
                 self._uncached |= {(number, piece.start) for piece in missing}
         return uncached_bytes
 
-    def fill(self, piece: Piece, room: memoryview) -> int:
+    def where(self, piece: Piece) -> tuple[int, int, int]:
+        """What to read for the piece: by which descriptor, from which byte on, and how many bytes."""
         if (piece.source, piece.start) not in self._uncached:
-            self.read(piece.source, piece.start, room[: piece.stop - piece.start])
-            return 0
+            return self._files[piece.source].descriptor, piece.start, piece.stop - piece.start
         first = piece.start // mmap.PAGESIZE * mmap.PAGESIZE
-        self._read_direct(piece, first, room)
+        stop = -(-piece.stop // mmap.PAGESIZE) * mmap.PAGESIZE
+        return self._direct[piece.source], first, stop - first
+
+    def complete(self, piece: Piece, first: int, count: int, room: memoryview) -> None:
+        """Read what a piece lacks when `count` bytes from byte `first` on have come into `room`."""
+        if first + count < piece.stop:
+            self.read(piece.source, first + count, room[count : piece.stop - first])
+
+    def fill(self, piece: Piece, room: memoryview) -> int:
+        descriptor, first, size = self.where(piece)
+        try:
+            count = os.preadv(descriptor, [room[:size]], first)
+        except OSError:  # some file systems open a file for O_DIRECT, and then refuse to read it
+            count = 0
+        self.complete(piece, first, count, room)
         return piece.start - first
 
     def read(self, source: int, position: int, target: memoryview) -> None:
@@ -94,21 +108,6 @@ class FileSource:
             return True
         os.close(self._direct.pop(number))  # another file has taken the path meanwhile: header and data must match
         return False
-
-    def _read_direct(self, piece: Piece, first: int, room: memoryview) -> None:
-        """Fill `room` from byte `first` on, until the piece's end is in it."""
-        position, whole = first, first + len(room) // mmap.PAGESIZE * mmap.PAGESIZE
-        stop = min(whole, -(-piece.stop // mmap.PAGESIZE) * mmap.PAGESIZE)
-        while position < piece.stop:
-            try:
-                # What comes back short of a page's end can't be gone on from, but at the file's end.
-                count = os.preadv(self._direct[piece.source], [room[position - first : stop - first]], position)
-            except OSError:
-                count = 0
-            position += count
-            if position < piece.stop and (count == 0 or position % mmap.PAGESIZE):
-                self.read(piece.source, position, room[position - first : piece.stop - first])
-                return
 
 
 class MemorySource:

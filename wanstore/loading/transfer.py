@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -12,22 +11,20 @@ from typing import Self
 import torch
 
 from wanstore.errors import DeviceError
-from wanstore.loading.cuda_lanes import cuda_lanes
 from wanstore.loading.device import pick_device
-from wanstore.loading.lanes import DTYPES, Lane, host_lanes
-from wanstore.loading.layout import Layout, Piece
+from wanstore.loading.layout import Layout
 from wanstore.loading.report import TransferRecord
 from wanstore.loading.sources import Source
-
-THREADS = 16
-"""What it takes to read page cache at several times a PCIe link's rate, and to keep a network file system busy."""
+from wanstore.loading.to_cuda import move_to_cuda
+from wanstore.loading.to_host import DTYPES, move_to_host
+from wanstore.loading.work import Times, Work
 
 
 class Transfer:
     """Moves all pieces of a layout; begins with the block, and goes on while the block does other things.
 
     `tensors()` waits for the end. Leaving the block early stops the threads; none outlives it, and neither
-    does anything that they opened. Host memory: a few pieces a thread.
+    does anything that they opened. Host memory: a few dozen pieces.
     """
 
     def __init__(
@@ -38,14 +35,15 @@ class Transfer:
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`device` is picked by the transfer's own thread, since a GPU's start takes a while: see `pick_device`."""
-        self._source, self._layout, self._wanted, self._advance = source, layout, device, advance
+        self._source, self._layout, self._wanted = source, layout, device
         self._device = torch.device("cpu")
-        self._work: deque[Piece] = deque(layout.pieces)
+        self._work = Work(layout.pieces, advance)
         self._buffers: list[torch.Tensor] = []
         self._error: BaseException | None = None
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wanstore-transfer")
         self.began = self._prepared = self._ended = 0.0
-        self._read_seconds = self._wait_seconds = 0.0
+        self._times = Times(0.0, 0.0)
         self._uncached_bytes = 0
 
     def __enter__(self) -> Self:
@@ -55,7 +53,7 @@ class Transfer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._work.clear()
+        self._work.stop()
         self._thread.join()
         self._buffers.clear()
 
@@ -65,7 +63,7 @@ class Transfer:
         Raises `DamagedError` when a file can't be read to its end or changed meanwhile, `DeviceError` when
         the device has too little memory or fails.
         """
-        self._thread.join()
+        self._over.wait()
         if self._error is not None:
             raise self._error
         return list(self._buffers)
@@ -91,8 +89,8 @@ class Transfer:
             uncached_bytes=self._uncached_bytes,
             seconds=self._ended - self.began,
             prepare_seconds=self._prepared - self.began,
-            read_seconds=self._read_seconds,
-            wait_seconds=self._wait_seconds,
+            read_seconds=self._times.read_seconds,
+            wait_seconds=self._times.wait_seconds,
         )
 
     def _run(self) -> None:
@@ -100,54 +98,24 @@ class Transfer:
         try:
             self._device = pick_device(self._wanted)
             self._uncached_bytes = self._source.look(self._layout.pieces)
-            self._buffers = _allocate(self._layout, self._device)
+            self._buffers += _allocate(self._layout, self._device)
             self._prepared = time.perf_counter()
-            self._move()
-            if self._error is None:
+            move = move_to_cuda if self._device.type == "cuda" else move_to_host
+            with move(self._source, self._layout, self._buffers, self._work) as self._times:
                 self._source.finish()
+                self._end()  # what the move still has to put away need not be waited for
         except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for it
-            self._fail(error)
-        finally:
-            if self._error is not None:
-                self._buffers.clear()  # the lanes hold the same list
-            self._source.close()
-            self._ended = time.perf_counter()
-
-    def _move(self) -> None:
-        if not self._work:
-            return
-        count = min(THREADS, len(self._work))
-        make = cuda_lanes if self._device.type == "cuda" else host_lanes
-        with make(self._source, self._layout, self._buffers, count) as lanes:
-            threads = [threading.Thread(target=self._drive, args=(lane,), name="wanstore-lane") for lane in lanes]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            self._read_seconds = sum(lane.read_seconds for lane in lanes) / count
-            self._wait_seconds = sum(lane.wait_seconds for lane in lanes) / count
-
-    def _drive(self, lane: Lane) -> None:
-        try:
-            with lane:
-                while piece := self._next():
-                    lane.move(piece)
-                    self._advance(piece.stop - piece.start)
-        except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for it
-            self._fail(error)
-
-    def _next(self) -> Piece | None:
-        try:
-            return self._work.popleft()
-        except IndexError:
-            return None
-
-    def _fail(self, error: BaseException) -> None:
-        """Keep the first error and stop all threads."""
-        self._work.clear()
-        if self._error is None:
+            self._buffers.clear()
             # A traceback would keep frames alive, and with them gigabytes of buffers.
             self._error = _told(error, self._device, self._layout.size_bytes).with_traceback(None)
+        finally:
+            self._source.close()
+            self._end()
+
+    def _end(self) -> None:
+        if not self._over.is_set():
+            self._ended = time.perf_counter()
+            self._over.set()
 
 
 def _allocate(layout: Layout, device: torch.device) -> list[torch.Tensor]:

@@ -1,0 +1,147 @@
+"""Pieces to buffers on a GPU: through a ring of pinned memory, from which the device copies on its own."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import torch
+
+from wanstore.loading.cuda_driver import CudaDriver
+from wanstore.loading.layout import Layout, Piece
+from wanstore.loading.reads import Reads, start_reads
+from wanstore.loading.sources import ROOM_BYTES, Source
+from wanstore.loading.to_host import DTYPES, elements_of
+from wanstore.loading.work import Times, Work
+from wanstore.safetensors_format import ITEM_BYTES
+
+SLOTS = 32
+"""Pieces of pinned memory: as many as are read at a time, and as many again under way to the device."""
+
+
+@contextmanager
+def move_to_cuda(source: Source, layout: Layout, buffers: list[torch.Tensor], work: Work) -> Iterator[Times]:
+    """Move all pieces before the block; what that took is put away after it. Casts happen on the device.
+
+    Raises `DamagedError` or `DeviceError`.
+    """
+    count = min(SLOTS, len(work))
+    if count == 0:
+        yield Times(0.0, 0.0)
+        return
+    driver = CudaDriver(buffers[0].device)
+    with ExitStack() as stack:
+        ring = stack.enter_context(closing(Ring(count, driver)))
+        reads = stack.enter_context(closing(start_reads(source, ring.rooms)))
+        copies = stack.enter_context(closing(Copies(layout, buffers, ring, driver)))
+        yield _pump(work, ring, reads, copies)
+
+
+def _pump(work: Work, ring: Ring, reads: Reads, copies: Copies) -> Times:
+    """Keep every slot reading, copying, or free for the next piece, until all is copied."""
+    read_seconds = wait_seconds = 0.0
+    free, reading, copying = deque(range(len(ring.rooms))), dict[int, Piece](), deque[int]()
+    while True:
+        while free and (piece := work.take()):
+            reading[free[0]] = piece
+            reads.start(free.popleft(), piece)
+        began = time.perf_counter()
+        if reading:
+            finished = reads.finished()
+            read_seconds += time.perf_counter() - began
+            for slot, first in finished:
+                piece = reading.pop(slot)
+                copies.start(slot, first, piece)
+                copying.append(slot)
+                work.done(piece)
+        elif copying:
+            ring.wait(copying[0])
+            wait_seconds += time.perf_counter() - began
+        else:
+            return Times(read_seconds, wait_seconds)
+        while copying and ring.is_free(copying[0]):
+            free.append(copying.popleft())
+
+
+class Ring:
+    """Slots of memory, one behind the other, that is pinned before the first copy from it.
+
+    Pinning pages that are there already, and huge ones at that, is ten times as quick as asking the driver for
+    pinned memory: so the first pieces are read into it before.
+    """
+
+    def __init__(self, slots: int, driver: CudaDriver) -> None:
+        self._driver, self._pinned = driver, False
+        memory = mmap.mmap(-1, slots * ROOM_BYTES)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        self._size = len(memory)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        self._copied = [driver.make_event() for _ in range(slots)]
+        room = memoryview(memory)
+        self.rooms = [room[begin : begin + ROOM_BYTES] for begin in range(0, len(memory), ROOM_BYTES)]
+
+    def pin(self) -> None:
+        """Pin the memory, once."""
+        if not self._pinned:
+            self._driver.pin(self._address, self._size)
+            self._pinned = True
+
+    def address(self, slot: int) -> int:
+        """Where the slot begins."""
+        return self._address + slot * ROOM_BYTES
+
+    def used(self, slot: int, stream: int) -> None:
+        """The slot is free again when the stream has got this far."""
+        self._driver.record(self._copied[slot], stream)
+
+    def is_free(self, slot: int) -> bool:
+        """Whether it is."""
+        return self._driver.has_come(self._copied[slot])
+
+    def wait(self, slot: int) -> None:
+        """Return when it is."""
+        self._driver.wait(self._copied[slot])
+
+    def close(self) -> None:
+        """Take the pin off; the memory is freed with the last room."""
+        for event in self._copied:
+            self._driver.drop_event(event)
+        if self._pinned:
+            self._driver.unpin(self._address)
+
+
+class Copies:
+    """From slots to buffers, in a stream of its own."""
+
+    def __init__(self, layout: Layout, buffers: list[torch.Tensor], ring: Ring, driver: CudaDriver) -> None:
+        self._layout, self._buffers, self._ring, self._driver = layout, buffers, ring, driver
+        self._addresses = [buffer.data_ptr() for buffer in buffers]
+        casts = any(buffer.stored != buffer.final for buffer in layout.buffers)
+        # In the caller's stream: made in the other one it would stay that one's for ever.
+        self._scratch = torch.empty(ROOM_BYTES if casts else 0, dtype=torch.uint8, device=buffers[0].device)
+        self._stream = driver.make_stream()
+
+    def start(self, slot: int, first: int, piece: Piece) -> None:
+        """Begin to copy a piece that is in the slot from byte `first` on."""
+        self._ring.pin()
+        held = self._ring.address(slot) + first - piece.start
+        for part in piece.parts:
+            kind, size = self._layout.buffers[part.buffer], part.stop - part.start
+            if kind.stored == kind.final:
+                target = self._addresses[part.buffer] + part.element * ITEM_BYTES[kind.final]
+                self._driver.copy(target, held + part.start, size, self._stream.cuda_stream)
+            else:
+                self._driver.copy(self._scratch.data_ptr(), held + part.start, size, self._stream.cuda_stream)
+                with torch.cuda.stream(self._stream):
+                    stored = self._scratch[:size].view(DTYPES[kind.stored])
+                    elements_of(part, self._layout, self._buffers).copy_(stored)
+        self._ring.used(slot, self._stream.cuda_stream)
+
+    def close(self) -> None:
+        """Return when all is copied."""
+        self._stream.synchronize()
