@@ -17,7 +17,7 @@ from typing import Any
 
 
 class NameStandIn:
-    """Stands for a function or class of a module: called, subclassed, asked for an attribute, it is the real one.
+    """Stands for a function, class or mapping of a module: whatever is done with it is done with the real one.
 
     What is an instance of the class can be told without it: as long as nobody has imported it, nothing is.
     """
@@ -45,6 +45,15 @@ class NameStandIn:
 
     def __subclasscheck__(self, subclass: type) -> bool:
         return self._module in sys.modules and issubclass(subclass, self.real())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.real()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.real())
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.real()[key]
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.real(),)
