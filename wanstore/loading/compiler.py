@@ -21,6 +21,8 @@ from wanstore.loading.stand_ins import ModuleStandIn, NameStandIn, after_import,
 _DYNAMO = "torch._dynamo"
 _MARKS = ("allow_in_graph", "assume_constant_result")
 """Decorators that return what they are given."""
+_KEPT: list[tuple[str, Any]] = []
+"""Marks and what they were put on, to be made up for: the compiler belongs to the whole process too."""
 
 
 @contextmanager
@@ -34,13 +36,12 @@ def compiler_put_off(names: dict[str, Mapping[str, Any]]) -> Iterator[None]:
         return
     import torch
 
-    kept: list[tuple[str, Any]] = []
-    marks = {mark: partial(_mark, kept, mark) for mark in _MARKS}
-    names[_DYNAMO] = marks
-    after_import(_DYNAMO, partial(_make_up, kept))
-    compiled = NameStandIn(f"{_DYNAMO}.eval_frame", "OptimizedModule")
-    evaluation = ModuleStandIn(f"{_DYNAMO}.eval_frame", OptimizedModule=compiled)
-    torch._dynamo = ModuleStandIn(_DYNAMO, eval_frame=evaluation, **marks)  # where torch imports it for who looks
+    names[_DYNAMO] = marks = {mark: partial(_mark, mark) for mark in _MARKS}
+    if not isinstance(vars(torch).get("_dynamo"), ModuleStandIn):
+        compiled = NameStandIn(f"{_DYNAMO}.eval_frame", "OptimizedModule")
+        evaluation = ModuleStandIn(f"{_DYNAMO}.eval_frame", OptimizedModule=compiled)
+        torch._dynamo = ModuleStandIn(_DYNAMO, eval_frame=evaluation, **marks)  # else torch imports it for who looks
+        after_import(_DYNAMO, _make_up)
     with replaced(
         torch.compiler,
         disable=partial(_disable, torch.compiler.disable),
@@ -50,16 +51,16 @@ def compiler_put_off(names: dict[str, Mapping[str, Any]]) -> Iterator[None]:
         yield
 
 
-def _mark(kept: list[tuple[str, Any]], mark: str, subject: Any) -> Any:
+def _mark(mark: str, subject: Any) -> Any:
     if _DYNAMO in sys.modules:
         return getattr(import_module(_DYNAMO), mark)(subject)
-    kept.append((mark, subject))
+    _KEPT.append((mark, subject))
     return subject
 
 
-def _make_up(kept: list[tuple[str, Any]], dynamo: Any) -> None:
+def _make_up(dynamo: Any) -> None:
     """The compiler was imported after all: let it find what it would have found."""
-    for mark, subject in kept:
+    for mark, subject in _KEPT:
         getattr(dynamo, mark)(subject)
     dynamo.eval_frame.skip_code(_disable(_disable, _mark).__code__)  # which all that was disabled late have
     settle(IMPORTERS, "torch")  # names that it knows in the code that it looks into
