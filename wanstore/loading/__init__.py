@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.loading.check import check_pipeline, check_sealed, read_json
-from wanstore.loading.imports import collection_paused, import_libraries
+from wanstore.loading.imports import collection_paused, import_libraries, put_off
 from wanstore.loading.page_cache import ReadAhead
 from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock, TransferRecord
@@ -79,7 +79,8 @@ def load(
             from wanstore.loading.activation import Origin, apply_once, fill
             from wanstore.loading.attention import check_known
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
-        pipe = _skeleton(folder, files, clock)
+        with put_off():  # libraries go on importing while they build
+            pipe = _skeleton(folder, files, clock)
         pipe.wanstore_origin = origin = Origin(folder, manifest, attention)
         if origin.attention:
             check_known(origin.attention)

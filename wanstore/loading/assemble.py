@@ -126,7 +126,8 @@ def _build_umt5(config: Mapping[str, Any], path: str) -> Any:
     umt5 = UMT5Config.from_dict(dict(config))
     umt5.dtype = torch.float16
     umt5._name_or_path = path  # before the model is built, which copies it
-    with torch.device("meta"):  # UMT5 has no buffers that this could lose
+    # UMT5 has no buffers that this could lose. What would fill a tensor without memory imports PyTorch's compiler.
+    with no_init_weights(), torch.device("meta"):
         model = UMT5EncoderModel(umt5)
     _tie(model)
     model._use_kernels, model._weight_conversions = False, []

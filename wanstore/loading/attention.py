@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from wanstore.errors import NotSupportedError
+from wanstore.loading.imports import settle_gpu
 from wanstore.loading.report import Attention
 
 NATIVE = "native"
@@ -24,6 +25,7 @@ def apply_attention(pipe: Any, backend: str, device: torch.device) -> Attention:
     """Make the pipeline's transformer use `backend`, once it was seen to work on `device`; else the native one."""
     if device.type != "cuda":
         return Attention(backend, NATIVE, "" if backend == NATIVE else f"it needs a GPU, the pipeline is on {device}")
+    settle_gpu()
     try:
         pipe.transformer.set_attention_backend(backend)
         _try(backend, device)

@@ -17,7 +17,7 @@ from typing import Any
 
 
 class NameStandIn:
-    """Stands for a function or class of a module: called, subclassed, asked for an attribute, it is the real one.
+    """Stands for a function, class or mapping of a module: whatever is done with it is done with the real one.
 
     What is an instance of the class can be told without it: as long as nobody has imported it, nothing is.
     """
@@ -45,6 +45,15 @@ class NameStandIn:
 
     def __subclasscheck__(self, subclass: type) -> bool:
         return self._module in sys.modules and issubclass(subclass, self.real())
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.real()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.real())
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.real()[key]
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.real(),)
@@ -153,15 +162,18 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
 
 
 class _AfterImport:
-    """A finder that finds as the others do, and sees to it that something is done when the import is over."""
+    """A finder that finds as the others do, and sees to it that something is done when the import is over.
+
+    It stays in `sys.meta_path`: other threads may be going through that.
+    """
 
     def __init__(self, module: str, action: Callable[[ModuleType], None]) -> None:
-        self._module, self._action = module, action
+        self._module, self._action, self._done = module, action, False
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> Any:
-        if name != self._module:
+        if name != self._module or self._done:
             return None
-        finders = [finder for finder in sys.meta_path if finder is not self]
+        finders = sys.meta_path[sys.meta_path.index(self) + 1 :]
         specs = (finder.find_spec(name, path, target) for finder in finders if hasattr(finder, "find_spec"))
         spec = next((spec for spec in specs if spec is not None), None)
         loader: Any = spec.loader if spec else None
@@ -171,18 +183,18 @@ class _AfterImport:
 
         def execute_and_act(module: ModuleType) -> None:
             execute(module)
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-                with suppress(Exception):  # the import itself went well, and cannot be had again
-                    self._action(module)
+            self._done = True
+            with suppress(Exception):  # the import itself went well, and cannot be had again
+                self._action(module)
 
         loader.exec_module = execute_and_act
         return spec
 
 
 def after_import(module: str, action: Callable[[ModuleType], None]) -> None:
-    """Call `action` with the module as soon as it is imported, which may be now or never."""
+    """Call `action` with the module as soon as it is imported, which may be now or never. Errors in it are ignored."""
     if module in sys.modules:
-        action(sys.modules[module])
+        with suppress(Exception):
+            action(sys.modules[module])
     else:
         sys.meta_path.insert(0, _AfterImport(module, action))
