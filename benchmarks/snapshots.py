@@ -7,7 +7,7 @@ A process prepares a pipeline as it would before a snapshot; then comes the part
 With weights on the GPU that is NVIDIA's checkpoint API bringing them back; with weights in memory or deferred it
 is `activate`, the process having stood still meanwhile. The image that a snapshot engine writes and reads back is
 not made: its size is told, as the process's own memory at that moment. The files are in page cache. All lives
-must end with the same bits. About 2 minutes on one H100.
+must end with the same bits. Expect some 2 minutes on a GPU machine.
 """
 
 from __future__ import annotations
