@@ -4,9 +4,9 @@
     python benchmarks/loading.py FOLDER --out loading.json [--cold] [--runs 1] [--device cuda]
 
 Prints Markdown tables of medians. Every load's tensors are compared with the files'. A way that is not installed,
-fails or takes too long is a row with its reason. On one H100 with 16 cores a run takes about 4 minutes, with
---cold about 8; --budget-seconds ends it in time, with what was measured until then. loading.json is written as
-the results come; `python benchmarks/loading_chart.py loading.json` draws them.
+fails or takes too long is a row with its reason. Expect some 5 minutes on a GPU machine with 16 cores, with --cold
+some 8; --budget-seconds ends it in time, with what was measured until then. loading.json is written as the results
+come; `python benchmarks/loading_chart.py loading.json CHART.svg` draws them.
 """
 
 from __future__ import annotations

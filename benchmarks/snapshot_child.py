@@ -14,10 +14,10 @@ from typing import Any
 from children import own_memory
 
 LIVES: dict[str, dict[str, str]] = {
-    "no snapshot": {},
     "weights on the GPU": {},
-    "weights in memory": {"device": "cpu"},
     "weights deferred": {"weights": "deferred"},
+    "weights in memory": {"device": "cpu"},
+    "no snapshot": {},
 }
 """What the first half of a load is told: all of a plain load, or what precedes a memory snapshot."""
 

@@ -7,7 +7,7 @@ A process prepares a pipeline as it would before a snapshot; then comes the part
 With weights on the GPU that is NVIDIA's checkpoint API bringing them back; with weights in memory or deferred it
 is `activate`, the process having stood still meanwhile. The image that a snapshot engine writes and reads back is
 not made: its size is told, as the process's own memory at that moment. The files are in page cache. All lives
-must end with the same bits. About 2 minutes on one H100.
+must end with the same bits. Expect some 2 minutes on a GPU machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CHILD = Path(__file__).with_name("snapshot_child.py")
 LIFE_SECONDS = 120
 """Longest for one life; a driver that hangs ends the program 30 seconds later."""
 HEADS = ("life", "ready after the restore s", "prepared in s", "image GB", "CUDA before", "host memory after GB",
-         "same bits", "generates")  # fmt: skip
+         "same bits so far", "generates")  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -80,9 +80,8 @@ def timed(row: Row, name: str) -> Iterator[None]:
     row[f"{name}_seconds"] = time.monotonic() - began
 
 
-def live(life: str, folder: Path, device: str) -> Row:
-    """One life: what preceded the snapshot, its image, and what follows it."""
-    row: Row = {"life": life}
+def live(life: str, folder: Path, device: str, row: Row) -> None:
+    """One life: what preceded the snapshot, its image, and what follows it, told in `row` as it comes."""
     with Child(life, folder, device) as child:
         child.answer()
         row["prepare_seconds"] = time.monotonic() - child.began
@@ -99,7 +98,6 @@ def live(life: str, folder: Path, device: str) -> Row:
         row |= {"own_bytes": own_memory(child.process.pid)} | child.ask("digest")
         with timed(row, "generation"):
             row |= child.ask("generate")
-    return row
 
 
 def _checkpoint(child: Child, row: Row) -> None:
@@ -119,28 +117,34 @@ def main(folder: Path, device: str, out: Path | None) -> None:
     print(f"| {' | '.join(HEADS)} |\n" + "| --- " * len(HEADS) + "|")
     for life in LIVES:
         fill(folder.rglob("*.safetensors"))
+        rows.append({"life": life})
         try:
-            rows.append(live(life, folder, device))
+            live(life, folder, device, rows[-1])
         except Exception as error:  # noqa: BLE001  a life that is not possible here is a row of the table
-            rows.append({"life": life, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
-        print(_line(rows[-1], rows[0]), flush=True)
+            rows[-1]["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        digests = {row["digest"] for row in rows if "digest" in row}
+        print(_line(rows[-1], same=len(digests) == 1), flush=True)
         if out:
             out.write_text(json.dumps({"machine": describe(), "lives": rows}, indent=2))
 
 
-def _line(row: Row, first: Row) -> str:
-    if "error" in row:
-        return f"| {row['life']} | {row['error']} " + "| " * (len(HEADS) - 1)
+def _line(row: Row, *, same: bool) -> str:
+    """What is known of it; the last cell says why it ended early, if it did."""
     cells = [
+        row["life"],
         f"{row['ready_seconds']:.2f}" if "ready_seconds" in row else "",
-        f"{row['prepare_seconds']:.1f}",
-        f"{row['image_bytes'] / 1e9:.2f}",
-        "yes" if row["cuda_before"] else "no",
-        f"{row['own_bytes'] / 1e9:.2f}",
-        "yes" if row["digest"] == first.get("digest") else "NO",
-        "yes" if row["finite"] else "not finite",
+        f"{row['prepare_seconds']:.1f}" if "prepare_seconds" in row else "",
+        f"{row['image_bytes'] / 1e9:.2f}" if "image_bytes" in row else "",
+        _yes_or_no(row.get("cuda_before")),
+        f"{row['own_bytes'] / 1e9:.2f}" if "own_bytes" in row else "",
+        _yes_or_no(same if "digest" in row else None),
+        row.get("error") or _yes_or_no(row["finite"]),
     ]
-    return f"| {row['life']} | {' | '.join(cells)} |"
+    return f"| {' | '.join(cells)} |"
+
+
+def _yes_or_no(fact: bool | None) -> str:
+    return "" if fact is None else "yes" if fact else "no"
 
 
 if __name__ == "__main__":
