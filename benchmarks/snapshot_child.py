@@ -5,6 +5,7 @@ python benchmarks/snapshot_child.py LIFE FOLDER DEVICE     # commands on its inp
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -29,8 +30,14 @@ def prepare(life: str, folder: Path, device: str) -> Any:
 
 
 def state() -> dict[str, Any]:
-    """The memory that an image would hold, and whether the driver was loaded: cudart does that at first use."""
-    return {"own_bytes": own_memory("self"), "cuda": "libcuda.so" in Path("/proc/self/maps").read_text()}
+    """The memory that an image would hold, and whether the GPU was asked for anything: the driver then has it open."""
+    return {"own_bytes": own_memory("self"), "cuda": any(map(_is_gpu, Path("/proc/self/fd").iterdir()))}
+
+
+def _is_gpu(descriptor: Path) -> bool:
+    with contextlib.suppress(OSError):  # the one that lists them
+        return str(descriptor.readlink()).startswith("/dev/nvidia")
+    return False
 
 
 def activate(pipe: Any, device: str) -> dict[str, Any]:

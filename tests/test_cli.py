@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,17 @@ except SystemExit:
 
 
 def test_doctor_tells_what_the_machine_can_do(tmp_path: Path) -> None:
-    """Memory, disk, GPU, attention and versions, as one JSON document."""
-    assert json_of("doctor", "--folder", tmp_path).keys() >= {"memory", "gpu", "disk", "attention", "versions"}
+    """Memory, disk, speeds, GPU, attention and versions, as one JSON document."""
+    found = json_of("doctor", "--folder", tmp_path)
+    assert found.keys() >= {"memory", "gpu", "disk", "speed", "attention", "versions"}
+    assert "GB/s" in found["speed"]["page cache to memory"]
     assert not list(tmp_path.iterdir())
+
+
+def test_doctor_says_how_close_a_load_gets(store: Path, tmp_path: Path) -> None:
+    """To what bounds it on this machine."""
+    found = json_of("doctor", "w", "--store", store, "--folder", tmp_path)
+    assert found["load"].keys() == {"ready after", "weights", "of the ceiling"}
+    assert re.fullmatch(r"\d+% \((page cache|disk|PCIe), [\d.]+ GB/s\)", found["load"]["of the ceiling"])
+    run = wanstore("doctor", "w", "--folder", tmp_path)
+    assert run.returncode == 2 and "--store" in run.stderr

@@ -230,14 +230,21 @@ def _resize(preset_name: str, steps: int | None, size: str | None, frames: int |
 
 
 @main.command()
+@click.argument("name", required=False)
+@click.option("--store", "store_url", envvar="WANSTORE_STORE", help="Where NAME is.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=".",
               help="Where to measure the disk.  [default: here]")  # fmt: skip
 @_json_option
-def doctor(folder: Path, as_json: bool) -> None:
-    """Say what this machine can do: GPU, memory, disk speed, attention backends, versions."""
+def doctor(name: str | None, store_url: str | None, folder: Path, as_json: bool) -> None:
+    """Say what this machine can do: GPU, memory, speeds, attention backends, versions.
+
+    With NAME the pipeline is loaded too, and the load compared with the speeds.
+    """
     from wanstore.doctor import examine
 
-    findings = examine(folder)
+    if name and not store_url:
+        raise click.UsageError("--store says where NAME is")
+    findings = examine(folder, f"{str(store_url).rstrip('/')}/{name}" if name else None)
     if as_json:
         _print_json(findings)
         return

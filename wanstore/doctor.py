@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import mmap
 import os
 import platform
 import shutil
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from wanstore.flows import versions
+from wanstore.loading.ceilings import Ceilings, measure_ceilings
+from wanstore.loading.report import LoadReport
 
 _PACKAGES = (
     "wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers",
@@ -22,13 +23,24 @@ _SAMPLE_BYTES = 256 << 20
 _BLOCK_BYTES = 8 << 20
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """GPU, memory, disk (measured in `folder` with a 256 MiB file), attention backends and versions."""
+def examine(folder: Path, address: str | None = None) -> dict[str, Any]:
+    """GPU, memory, disk, speeds (measured in `folder`), attention backends and versions.
+
+    With the address of a stored pipeline it is loaded, and the load compared with those speeds.
+    """
+    speeds, ceilings = measure(folder)
+    load = {}
+    if address and ceilings:
+        import wanstore
+
+        load = {"load": how_close(wanstore.load(address).load_report, ceilings)}
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
         "gpu": _gpu(),
         "disk": _disk(folder),
+        "speed": speeds,
+        **load,
         "attention": _attention(),
         "versions": versions(_PACKAGES),
     }
@@ -44,10 +56,13 @@ def _gpu() -> str:
 
 
 def _disk(folder: Path) -> dict[str, str]:
-    usage = shutil.disk_usage(folder)
-    found = {"free": f"{usage.free / 1e9:.1f} GB"}
-    if usage.free < 2 * _SAMPLE_BYTES:
-        return found
+    return {"free": f"{shutil.disk_usage(folder).free / 1e9:.1f} GB"}
+
+
+def measure(folder: Path) -> tuple[dict[str, str], Ceilings | None]:
+    """How fast a file of 256 MiB in `folder` is written and read, and a GPU filled; nothing where there is no room."""
+    if shutil.disk_usage(folder).free < 2 * _SAMPLE_BYTES:
+        return {"not measured": "the disk is nearly full"}, None
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".wanstore-doctor-") as file:
         block = os.urandom(_BLOCK_BYTES)
         began = time.perf_counter()
@@ -55,29 +70,28 @@ def _disk(folder: Path) -> dict[str, str]:
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-        found["write"] = f"{_SAMPLE_BYTES / (time.perf_counter() - began) / 1e9:.2f} GB/s"
-        seconds = _read_uncached(Path(file.name))
-        if seconds:
-            found["read"] = f"{_SAMPLE_BYTES / seconds / 1e9:.2f} GB/s"
-    return found
+        written = _SAMPLE_BYTES / (time.perf_counter() - began)
+        ceilings = measure_ceilings(Path(file.name))
+    rates = {
+        "memory to disk": written,
+        "disk to memory": ceilings.disk,
+        "page cache to memory": ceilings.page_cache,
+        "memory to GPU": ceilings.pcie,
+    }
+    return {name: f"{rate / 1e9:.2f} GB/s" for name, rate in rates.items() if rate}, ceilings
 
 
-def _read_uncached(path: Path) -> float | None:
-    """Seconds to read a file past the page cache; None where the file system cannot."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except (AttributeError, OSError):
-        return None
-    try:
-        with mmap.mmap(-1, _BLOCK_BYTES) as buffer:
-            began = time.perf_counter()
-            while os.readv(descriptor, [buffer]):
-                pass
-            return time.perf_counter() - began
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
+def how_close(report: LoadReport, ceilings: Ceilings) -> dict[str, str]:
+    """A load beside what the machine could do at best."""
+    transfer = report.transfer
+    assert transfer is not None
+    rate = transfer.size_bytes / transfer.seconds
+    bound, best = ceilings.best_of(transfer, report.device)
+    return {
+        "ready after": f"{report.seconds:.2f} s, bound by {report.bound_by}",
+        "weights": f"{transfer.size_bytes / 1e9:.2f} GB in {transfer.seconds:.2f} s, {rate / 1e9:.2f} GB/s",
+        "of the ceiling": f"{rate / best:.0%} ({bound}, {best / 1e9:.2f} GB/s)",
+    }
 
 
 def _attention() -> dict[str, str]:

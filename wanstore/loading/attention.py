@@ -9,6 +9,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 
 from wanstore.errors import NotSupportedError
 from wanstore.loading.imports import settle_gpu
+from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import Attention
 
 NATIVE = "native"
@@ -25,6 +26,11 @@ def apply_attention(pipe: Any, backend: str, device: torch.device) -> Attention:
     """Make the pipeline's transformer use `backend`, once it was seen to work on `device`; else the native one."""
     if device.type != "cuda":
         return Attention(backend, NATIVE, "" if backend == NATIVE else f"it needs a GPU, the pipeline is on {device}")
+    with quiet_libraries():  # diffusers says each time that its backends are an experiment
+        return _apply(pipe, backend, device)
+
+
+def _apply(pipe: Any, backend: str, device: torch.device) -> Attention:
     settle_gpu()
     try:
         pipe.transformer.set_attention_backend(backend)
