@@ -38,19 +38,26 @@ def import_libraries() -> None:
 
     A GPU that was not in use stays so: `settle_gpu` tells the libraries of it.
     """
-    if not _IMPORTING.acquire(blocking=False):  # another thread is at it: import locks keep the two apart
-        _import_all()
-        return
-    try:
-        with collection_paused(), replaced(importlib.metadata, packages_distributions=_PackageMap):
-            import_module("torch")
-            after_import("transformers.utils.import_utils", _scan_models_quickly)
-            with put_off(), _gpu_not_asked():
-                _import_all()
-    except Exception:  # noqa: BLE001  whatever it was: if it was not ours, the plain import raises it again
-        _import_all()
-    finally:
-        _IMPORTING.release()
+    if _IMPORTING.acquire(blocking=False):  # else another thread is at it: import locks keep the two apart
+        try:
+            _import_quickly()
+        finally:
+            _IMPORTING.release()
+    for name in _LIBRARIES:  # what is there is there; what failed fails again, unless it was our doing
+        import_module(name)
+
+
+def _import_quickly() -> None:
+    with (
+        suppress(Exception),
+        collection_paused(),
+        replaced(importlib.metadata, packages_distributions=_PackageMap),
+    ):
+        import_module("torch")
+        after_import("transformers.utils.import_utils", _scan_models_quickly)
+        with put_off(), _gpu_not_asked():
+            for name in _LIBRARIES:
+                import_module(name)
 
 
 @contextmanager
@@ -93,11 +100,6 @@ def settle_gpu() -> None:
     utils: Any = sys.modules.get("diffusers.utils.torch_utils")
     if hasattr(utils, "torch_device"):
         utils.torch_device = utils.get_device()
-
-
-def _import_all() -> None:
-    for name in _LIBRARIES:
-        import_module(name)
 
 
 @contextmanager

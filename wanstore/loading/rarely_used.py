@@ -59,7 +59,8 @@ _MANY_GPU_NAMES = {
     "transformers.distributed.expert_parallel": "apply_expert_parallelism",
     "transformers.distributed.parallel_utils": "_get_parameter_plan replace_layer_number_by_wildcard",
     "transformers.distributed.sharding_utils": "DtensorShardOperation _dtensor_from_local_like _tied_params_are_equal",
-    "transformers.distributed.tensor_parallel": "_get_parameter_tp_plan _validate_tp_plan_styles "
+    "transformers.distributed.tensor_parallel": "_get_parameter_plan _get_parameter_tp_plan "
+    "_validate_parallel_plan_styles _validate_tp_plan_styles apply_expert_parallelism resolve_parallel_plans "
     "apply_tensor_parallelism gather_state_dict_for_save get_kv_heads_per_rank replace_layer_number_by_wildcard "
     "verify_tp_plan",
 }
