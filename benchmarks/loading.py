@@ -67,8 +67,8 @@ class Comparison:
                     "from wanstore.testing.sealing import seal_as_is; "
                     "seal_as_is(make_tiny_wan(Path(sys.argv[1]), dtype='float16'))")  # fmt: skip
             Child([sys.executable, "-c", code, str(self.tiny)]).run(self.deadline.within(LOAD_SECONDS))
-        for code in STARTS.values():
-            Child([sys.executable, "-c", code, str(self.tiny), "cpu"]).run(self.deadline.within(LOAD_SECONDS))
+            for code in STARTS.values():  # writes the byte code of all that is imported
+                Child([sys.executable, "-c", code, str(self.tiny), "cpu"]).run(self.deadline.within(LOAD_SECONDS))
         if PACKED in ways:
             job = Job("", str(self.work), "", self.files)
             answer = self._step("pack", job).run(self.deadline.within(LOAD_SECONDS))

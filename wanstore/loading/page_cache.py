@@ -18,9 +18,11 @@ _BLOCK_BYTES = 8 << 20
 
 
 def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each span (first byte, end) of a file is in page cache, judged by its first page.
+    """Whether each span (first byte, end) of a file is in page cache, judged by its last page.
 
-    Where that can't be asked all are said to be: then they are read through the cache, as ever. The kernel
+    The first one says little: reading a file's header brings it in, and some behind it.
+
+    Where it can't be asked all are said to be: then they are read through the cache, as ever. The kernel
     answers the same to somebody who could not write the file (mincore(2)).
     """
     size = os.fstat(descriptor).st_size
@@ -41,7 +43,7 @@ def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool
         return asked != 0 or bool(answer.raw[0] & 1)
 
     try:
-        return [cached(start) for start, _ in spans]
+        return [cached(stop - 1) for _, stop in spans]
     finally:
         libc.munmap(address, size)
 
