@@ -22,7 +22,7 @@ from typing import Any
 
 from wanstore.loading.compiler import compiler_put_off
 from wanstore.loading.rarely_used import ATTENTION, IMPORTERS, MODULES, make_stand_ins
-from wanstore.loading.stand_ins import after_import, replaced, settle, standing_in
+from wanstore.loading.stand_ins import after_import, find_stand_ins, replaced, settle, standing_in
 
 _LIBRARIES = (
     "torch",
@@ -40,24 +40,33 @@ def import_libraries() -> None:
     """
     if _IMPORTING.acquire(blocking=False):  # else another thread is at it: import locks keep the two apart
         try:
-            _import_quickly()
+            if not _import_quickly():
+                _settle_all()
         finally:
             _IMPORTING.release()
     for name in _LIBRARIES:  # what is there is there; what failed fails again, unless it was our doing
         import_module(name)
 
 
-def _import_quickly() -> None:
-    with (
-        suppress(Exception),
-        collection_paused(),
-        replaced(importlib.metadata, packages_distributions=_PackageMap),
-    ):
-        import_module("torch")
-        after_import("transformers.utils.import_utils", _scan_models_quickly)
-        with put_off(), _gpu_not_asked():
-            for name in _LIBRARIES:
-                import_module(name)
+def _import_quickly() -> bool:
+    """Whether it went well."""
+    try:
+        with collection_paused(), replaced(importlib.metadata, packages_distributions=_PackageMap):
+            import_module("torch")
+            after_import("transformers.utils.import_utils", _scan_models_quickly)
+            with put_off(), _gpu_not_asked():
+                for name in _LIBRARIES:
+                    import_module(name)
+    except Exception:  # noqa: BLE001  the plain import that follows says what it was
+        return False
+    return True
+
+
+def _settle_all() -> None:
+    """Leave no stand-in behind that may have been in the way, as far as the real things are to be had."""
+    for package in {name.partition(".")[0] for name in (*MODULES, *make_stand_ins())}:
+        with suppress(Exception):
+            settle(IMPORTERS, package)
 
 
 @contextmanager
@@ -91,9 +100,12 @@ def settle_gpu() -> None:
     log has its warning.
     """
     for package, flag in ATTENTION.items():
+        places = find_stand_ins(IMPORTERS, package)
         try:
             settle(IMPORTERS, package)
         except (ImportError, OSError, RuntimeError) as error:  # those that diffusers expects
+            for namespace, bound, _ in places:
+                namespace[bound] = None
             dispatch = import_module("diffusers.models.attention_dispatch")
             setattr(dispatch, flag, False)
             dispatch.logger.warning(f"{package} failed to import: {error}. Falling back to native attention.")

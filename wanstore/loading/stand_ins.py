@@ -55,6 +55,12 @@ class NameStandIn:
     def __getitem__(self, key: Any) -> Any:
         return self.real()[key]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NameStandIn, (self._module, self._name)
+
+    def __deepcopy__(self, memo: object) -> NameStandIn:
+        return self
+
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.real(),)
 
@@ -125,26 +131,21 @@ def standing_in(
         yield
 
 
-def settle(importers: Collection[str], *packages: str) -> None:
-    """Replace stand-ins for what is in `packages`, in the modules of the packages `importers`, by the real things.
-
-    Raises what importing those raises; then there is None instead, for names that stood for the same package.
-    """
-    modules = [module for name, module in list(sys.modules.items()) if name.partition(".")[0] in importers]
-    places = [
+def find_stand_ins(importers: Collection[str], *packages: str) -> list[tuple[dict[str, Any], str, Any]]:
+    """The stand-ins for what is in `packages`, with the namespace of the `importers`' module and the name in it."""
+    return [
         (vars(module), bound, value)
-        for module in modules
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in importers
         for bound, value in list(vars(module).items())
         if isinstance(value, NameStandIn | ModuleStandIn) and value.package in packages
     ]
-    try:
-        real = [value.real() for _, _, value in places]
-    except Exception:
-        for namespace, bound, _ in places:
-            namespace[bound] = None
-        raise
-    for (namespace, bound, _), value in zip(places, real, strict=True):
-        namespace[bound] = value
+
+
+def settle(importers: Collection[str], *packages: str) -> None:
+    """Replace those by the real things; raises what importing one raises."""
+    for namespace, bound, value in find_stand_ins(importers, *packages):
+        namespace[bound] = value.real()
 
 
 @contextmanager
