@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import attrs
@@ -42,12 +43,14 @@ class AppCalls:
 
     def __init__(self, calls: Calls, volumes: Volumes, secrets: dict[str, dict[str, str]]) -> None:
         self.apps: dict[str, App] = {}
+        self.stop_containers: Callable[[App], None] = lambda app: None
         self.mounts: dict[str, list[Any]] = {}
         self._calls = calls
         self._volumes = volumes
         self._named_secrets = secrets
         self._secrets: dict[str, dict[str, str]] = {}
         self._images: dict[str, dict[str, str]] = {}
+        self._variants: dict[bytes, str] = {}
 
     def environment_of(self, definition: Any) -> dict[str, str]:
         """Variables that a function's image and secrets set."""
@@ -78,7 +81,7 @@ class AppCalls:
         app.name = request.name or app.name
         app.deployed = request.app_state == api_pb2.APP_STATE_DEPLOYED
         app.function_ids, app.class_ids = dict(request.function_ids), dict(request.class_ids)
-        return api_pb2.AppPublishResponse(url=f"http://127.0.0.1/apps/{app.app_id}")
+        return api_pb2.AppPublishResponse(url=f"http://127.0.0.1/apps/{app.app_id}", deployed_at=time.time())
 
     def AppGetByDeploymentName(self, request: Any) -> Any:
         app = self._deployed(request.name)
@@ -96,19 +99,20 @@ class AppCalls:
             )
         yield api_pb2.TaskLogsBatch(app_done=True)
 
-    async def AppClientDisconnect(self, request: Any) -> Any:
+    def AppClientDisconnect(self, request: Any) -> Any:
         app = self.apps[request.app_id]
         if not (app.detached and self._calls.unfinished(app.app_id)):
-            await self.stop(app)
+            self.stop(app)
         return Empty()
 
-    async def AppStop(self, request: Any) -> Any:
-        await self.stop(self.apps[request.app_id])
+    def AppStop(self, request: Any) -> Any:
+        self.stop(self.apps[request.app_id])
         return Empty()
 
-    async def stop(self, app: App) -> None:
+    def stop(self, app: App) -> None:
         app.stopped = True
-        await self._calls.close(app.app_id)
+        self._calls.close(app.app_id)
+        self.stop_containers(app)
         app.log.end()
 
     def layout(self, app: App) -> Any:
@@ -177,6 +181,20 @@ class AppCalls:
             function_id=function.function_id, function_data=function.data(), handle_metadata=function.handle()
         )
 
+    def FunctionBindParams(self, request: Any) -> Any:
+        """A variant of a function: another Volume, GPU, secret or limit. Equal wishes share one variant."""
+        base = self._calls.functions[request.function_id]
+        key = request.SerializeToString(deterministic=True)
+        if key not in self._variants:
+            definition = api_pb2.Function()
+            definition.CopyFrom(base.definition)
+            _apply(request.function_options, definition)
+            self._variants[key] = self._calls.define(new_id("fu"), base.app_id, definition).function_id
+        function = self._calls.functions[self._variants[key]]
+        return api_pb2.FunctionBindParamsResponse(
+            bound_function_id=function.function_id, handle_metadata=function.handle()
+        )
+
     def ClassCreate(self, request: Any) -> Any:
         class_id = request.existing_class_id or new_id("cs")
         return api_pb2.ClassCreateResponse(class_id=class_id, handle_metadata=api_pb2.ClassHandleMetadata())
@@ -200,6 +218,19 @@ class AppCalls:
 
     def _deployed(self, name: str) -> App | None:
         return next((app for app in self.apps.values() if app.deployed and app.name == name and not app.stopped), None)
+
+
+def _apply(options: Any, definition: Any) -> None:
+    if options.replace_volume_mounts:
+        del definition.volume_mounts[:]
+        definition.volume_mounts.extend(options.volume_mounts)
+    if options.replace_secret_ids:
+        definition.secret_ids[:] = options.secret_ids
+    if options.HasField("retry_policy"):
+        definition.retry_policy.CopyFrom(options.retry_policy)
+    if options.HasField("concurrency_limit"):
+        definition.autoscaler_settings.max_containers = options.concurrency_limit
+    definition.resources.MergeFrom(options.resources)
 
 
 def _success() -> Any:

@@ -60,13 +60,16 @@ class Container:
         """SIGKILL: no farewell, no last commit. What was not committed before is gone."""
         os.killpg(self.process_id, signal.SIGKILL)
 
+    def at_work(self) -> int:
+        """How many inputs it is at."""
+        return sum(1 for held in self.function.running.values() if held.task_id == self.task_id)
+
     def free_slots(self) -> int:
         """How many more inputs it would take now."""
         definition = self.function.definition
         if definition.single_use_containers or definition.max_inputs == 1:
             return 0 if self.taken else 1
-        running = sum(1 for held in self.function.running.values() if held.task_id == self.task_id)
-        return max(1, int(definition.max_concurrent_inputs)) - running
+        return max(1, int(definition.max_concurrent_inputs)) - self.at_work()
 
 
 class ContainerCalls:
@@ -123,8 +126,7 @@ class ContainerCalls:
         return Empty()
 
     async def VolumeCommit(self, request: Any) -> Any:
-        if not self._faults.loses("VolumeCommit"):
-            await asyncio.to_thread(self._container.views[request.volume_id].commit)
+        await _commit(self._container.views[request.volume_id], self._faults)
         return api_pb2.VolumeCommitResponse(skip_reload=True)
 
     async def VolumeReload(self, request: Any) -> Any:
@@ -184,13 +186,19 @@ class Containers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def stop_app(self, app: App) -> None:
+        """Kill the app's containers that are at an input; the others end by themselves."""
+        for container in self.alive:
+            if container.app is app and container.at_work():
+                container.kill()
+
     async def stop(self) -> None:
-        """Kill what still runs."""
+        """Kill what still runs, and see it off."""
+        for function in self._calls.functions.values():
+            function.closed = True
         for container in list(self.alive):
             if container.process is not None and container.process.returncode is None:
                 container.kill()
-        for task in list(self._tasks):
-            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _live(self, container: Container) -> None:
@@ -257,7 +265,7 @@ class Containers:
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
-        commits = asyncio.create_task(_commit_now_and_then(container))
+        commits = asyncio.create_task(_commit_now_and_then(container, self._faults))
         try:
             assert container.process.stdout is not None
             async for line in container.process.stdout:
@@ -297,16 +305,21 @@ class Containers:
         if not function.closed:
             await self.start_if_needed(function)
         if container.app.detached and not self._calls.unfinished(container.app.app_id):
-            await self._apps.stop(container.app)
+            self._apps.stop(container.app)
 
 
 def _failure(reason: str) -> Any:
     return api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_FAILURE, exception=reason)
 
 
-async def _commit_now_and_then(container: Container) -> None:
+async def _commit_now_and_then(container: Container, faults: Faults) -> None:
     while True:
         await asyncio.sleep(_BACKGROUND_COMMIT_SECONDS)
         for view in container.views.values():
             with contextlib.suppress(OSError):  # the next round sees what this one missed
-                await asyncio.to_thread(view.commit)
+                await _commit(view, faults)
+
+
+async def _commit(view: View, faults: Faults) -> None:
+    if not faults.loses("VolumeCommit"):
+        await asyncio.to_thread(view.commit)

@@ -31,7 +31,7 @@ class Faults:
         self._stalling[call] = self.calls[call] + after
 
     def lose(self, call: str, times: int) -> None:
-        """The next `times` calls are answered as if they were done, and nothing is done."""
+        """The next `times` calls are answered as if they were done, and nothing is done; VolumeCommit knows how."""
         self._losing[call] = times
 
     def loses(self, call: str) -> bool:

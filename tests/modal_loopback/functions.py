@@ -119,8 +119,8 @@ class Calls:
     def unfinished(self, app_id: str) -> bool:
         return any(f.waiting or f.running for f in self.functions.values() if f.app_id == app_id)
 
-    async def close(self, app_id: str) -> None:
-        """Let the app's containers end after the input that they are at."""
+    def close(self, app_id: str) -> None:
+        """Give the app's containers no more inputs: an idle one ends."""
         for function in self.functions.values():
             if function.app_id == app_id:
                 function.closed = True

@@ -131,6 +131,7 @@ class ControlPlane:
         self.apps = AppCalls(self.calls, self.volumes, self.secrets)
         self.containers = Containers(root, self.volumes, self.apps, self.calls, self.faults, self._serve_container)
         self.calls.start = self.containers.start_if_needed
+        self.apps.stop_containers = self.containers.stop_app
         self.url = ""
         self._shared: tuple[object, ...] = ()
         self._started = threading.Event()

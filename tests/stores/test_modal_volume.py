@@ -269,7 +269,7 @@ class TestOnAMount:
         assert control.faults.calls["VolumeReload"] == before + 1
         with mounted.stage("other"), pytest.raises(NotFoundError):
             mounted.manifest("nothing")
-        assert control.faults.calls["VolumeReload"] == before + 2  # before the stage, none within
+        assert control.faults.calls["VolumeReload"] == before + 3  # before the stage and its lease, none within
 
     def test_the_environment_says_where_it_is_mounted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Several Volumes may be named; another one is reached through the client."""
