@@ -39,7 +39,8 @@ class View:
         self.read_only = read_only
         # A commit and the background commits come from several threads.
         self._lock = threading.Lock()
-        shutil.copytree(volume.folder, folder)
+        with volume.lock:
+            shutil.copytree(volume.folder, folder)
         self._base = _index(folder)
 
     def commit(self) -> None:
@@ -49,8 +50,11 @@ class View:
         with self._lock:
             now = _index(self.folder)
             changed = [path for path, entry in now.items() if self._base.get(path) != entry]
-            _copy(changed, now, self.folder, self.volume.folder)
-            _remove([path for path in self._base if path not in now], self.volume.folder)
+            removed = [path for path in self._base if path not in now]
+            if changed or removed:
+                with self.volume.changing() as folder:
+                    _copy(changed, now, self.folder, folder)
+                    _remove(removed, folder)
             self._base = now
 
     def reload(self, process_id: int) -> None:
@@ -61,7 +65,7 @@ class View:
         if _in_use(self.folder, process_id):
             raise OpenFilesError("there are open files preventing the operation")
         self.commit()
-        with self._lock:
+        with self._lock, self.volume.lock:
             theirs, ours = _index(self.volume.folder), _index(self.folder)
             _copy([path for path, entry in theirs.items() if ours.get(path) != entry], theirs, self.volume.folder,
                   self.folder)  # fmt: skip
