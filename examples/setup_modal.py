@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 import modal
-from modal_image import NAME, PRICES_DATE, REPO, VOLUME, VOLUME_GIB_MONTH_USD, image, price_usd
+from modal_common import NAME, PRICES_DATE, REPO, VOLUME, VOLUME_GIB_MONTH_USD, image, price_usd
 
 CORES = 4
 MEMORY_GIB = 8

@@ -28,7 +28,6 @@ from tests.modal_loopback.volumes import Volumes
 
 _HOME = "/root"
 """Where Modal puts an app's code in a container; here it goes to a folder of the container's own."""
-_MOST_CONTAINERS = 2
 _BACKGROUND_COMMIT_SECONDS = 0.5
 
 
@@ -150,13 +149,14 @@ class Containers:
     """Starts a container when inputs wait for one, and sees to what becomes of it.
 
     `serve` starts a server for one container's calls on a socket, and returns what closes it.
-    `environment` is set in every container.
+    `environment` is set in every container; `most` containers of one function run at once.
     """
 
     def __init__(
         self, root: Path, volumes: Volumes, apps: AppCalls, calls: Calls, faults: Faults, serve: Callable[..., Any]
     ) -> None:
         self.environment: dict[str, str] = {}
+        self.most = 2
         self.checkpoints: list[Checkpoint] = []
         self.alive: list[Container] = []
         self.started: list[Container] = []
@@ -170,7 +170,7 @@ class Containers:
 
     async def start_if_needed(self, function: Function) -> None:
         """Start containers until each waiting input has one to go to, or the function's limit is reached."""
-        most = function.definition.autoscaler_settings.max_containers or _MOST_CONTAINERS
+        most = min(self.most, function.definition.autoscaler_settings.max_containers or self.most)
         mine = [container for container in self.alive if container.function is function]
         free = sum(container.free_slots() for container in mine)
         for _ in range(min(len(function.waiting) - free, most - len(mine))):

@@ -1,4 +1,4 @@
-"""What the three Modal programs share: the image that their containers run in, and what Modal charges.
+"""What the three Modal programs share: their image, their presets, and what Modal charges.
 
 The versions are pinned because two of them are built for each other: xformers 0.0.35 for torch 2.10 with CUDA 12.8.
 A torch of another version loads, and then xformers says that it cannot load its CUDA extensions. The rest are the
@@ -10,7 +10,13 @@ change nothing, so they are not set.
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import modal
+
+if TYPE_CHECKING:
+    from wanstore.benchmarking.presets import Preset
 
 REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 VOLUME = "anime-models"
@@ -37,8 +43,11 @@ image = (
     )
     # This checkout's wanstore, data files and all: by default only *.py would come along.
     .add_local_python_source("wanstore", ignore=["**/__pycache__"])
-    .add_local_python_source("modal_image")
+    .add_local_python_source("modal_common", "degraded_mode")
 )
+
+DEVICE = os.environ.get("WANSTORE_DEVICE", "cuda")
+"""Where pipelines run. `cpu` is for tests and for a first look without a GPU: clips are then stamp-sized."""
 
 PRICES_DATE = "2026-11-24"
 """When the prices below were noted; modal.com/pricing has today's."""
@@ -62,3 +71,13 @@ def price_usd(seconds: float, *, cores: float, memory_gib: float, gpu: str = "")
     """What a container costs for that long. The time in which it starts is charged too, and not in `seconds`."""
     a_second = cores * CORE_SECOND_USD + memory_gib * GIB_SECOND_USD + (GPU_SECOND_USD[gpu] if gpu else 0.0)
     return seconds * a_second
+
+
+def preset_to_run(name: str) -> Preset:
+    """The preset of that name. Without a GPU it would take days, so there it is cut down to seconds."""
+    import attrs
+
+    from wanstore.benchmarking.presets import preset_named
+
+    preset = preset_named(name)
+    return preset if DEVICE == "cuda" else attrs.evolve(preset, width=32, height=32, frames=5, steps=1)
