@@ -9,8 +9,8 @@ From Python, anywhere with a Modal token:
     made = generator.generate.remote("a red fox runs through deep snow", preset="480p/3s")
     open("fox.mp4", "wb").write(made["mp4"])
 
-By HTTP, with a proxy token of the workspace (modal.com/settings/proxy-auth-tokens). After 150 s Modal redirects to where
-the answer will be, so curl needs -L:
+By HTTP, with a proxy token of the workspace (modal.com/settings/proxy-auth-tokens). After 150 s Modal redirects to
+where the answer will be, so curl needs -L:
 
     curl -L -o fox.mp4 -H "Modal-Key: $KEY" -H "Modal-Secret: $SECRET" -H "Content-Type: application/json" \
         -d '{"prompt": "a red fox runs through deep snow"}' https://WORKSPACE--wanstore-endpoint-clip.modal.run
@@ -113,9 +113,7 @@ class Generator:
         self.overloaded = is_overloaded(self.policy, wait_seconds, self.overloaded)
         choice = choose(preset, SAFE_PRESET, self.overloaded, may_degrade, wait_seconds)
         began = time.monotonic()
-        frames = generate(
-            self.pipe, prompt, preset_to_run(choice.preset), negative_prompt=negative_prompt, seed=seed
-        )
+        frames = generate(self.pipe, prompt, preset_to_run(choice.preset), negative_prompt=negative_prompt, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             write_clip(frames, Path(folder, "clip.mp4"))
             mp4 = Path(folder, "clip.mp4").read_bytes()

@@ -122,9 +122,7 @@ class Lines:
 
 
 @app.local_entrypoint()
-def main(
-    repo: str = REPO, revision: str = "", name: str = NAME, volume: str = VOLUME, replace: bool = False
-) -> None:
+def main(repo: str = REPO, revision: str = "", name: str = NAME, volume: str = VOLUME, replace: bool = False) -> None:
     mounted = {f"/{volume}": modal.Volume.from_name(volume, create_if_missing=True)}
     stored = set_up.with_options(volumes=mounted, secrets=hugging_face_secrets()).remote(
         volume, repo, revision, name, replace

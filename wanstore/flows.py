@@ -56,8 +56,8 @@ def setup(
 
     The same recipe a second time is a no-op; an interrupted run goes on where it stopped. With `keep_source`
     a downloaded source stays in that folder. `notes` go into the manifest for whoever loads it, such as
-    `attention`, the backend to use on a GPU; they are no part of the recipe. Raises `AlreadyExistsError` when `name` holds another recipe and
-    not `replace`, and the errors of the store, the source and the converter.
+    `attention`, the backend to use on a GPU; they are no part of the recipe. Raises `AlreadyExistsError` when
+    `name` holds another recipe and not `replace`, and the errors of the store, the source and the converter.
     """
     progress = progress or Quiet()
     check_name(name)

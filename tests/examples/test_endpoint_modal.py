@@ -19,6 +19,7 @@ from tests.modal_loopback.containers import Checkpoint
 from wanstore.errors import NotFoundError
 from wanstore.testing.sealing import seal_as_is
 
+
 @attrs.frozen
 class Answers:
     """What a freshly deployed endpoint said to a rush, and the snapshot of its container."""
@@ -60,7 +61,7 @@ def rush(ready_account: Account) -> Answers:
 
 def frames_of(mp4: bytes) -> list[tuple[int, int]]:
     """Width and height of each frame: PyAV decodes all of them."""
-    with av.open(io.BytesIO(mp4)) as container:
+    with av.open(io.BytesIO(mp4), "r") as container:
         return [(frame.width, frame.height) for frame in container.decode(video=0)]
 
 

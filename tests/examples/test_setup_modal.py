@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import WanPipeline
 
 import wanstore
-from tests.examples.account import REPO, Account, interrupt, wait_for
+from tests.examples.account import REPO, ROOT, Account, interrupt, wait_for
 from wanstore.stores.modal_volume import ModalVolumeStore
 from wanstore.testing.hub import LoopbackHub
 
@@ -81,6 +84,20 @@ class TestSetup:
         result = account.modal(*SETUP)
         assert result.returncode == 0 and "nothing to do" in result.stdout and "all whole" in result.stdout
         assert not [request for request in account.hub.requests if "/resolve/" in request.path]
+
+
+class TestAttention:
+    """Which backend the manifest asks for, by what can be known without a GPU."""
+
+    @pytest.mark.parametrize(("failure", "backend"), [(None, "xformers"), (OSError("libcudart"), "native")])
+    def test_xformers_is_asked_for_if_its_extensions_fit(
+        self, monkeypatch: pytest.MonkeyPatch, failure: OSError | None, backend: str
+    ) -> None:
+        """A build for another torch imports, and fails only when it is used."""
+        monkeypatch.syspath_prepend(ROOT / "examples")
+        library = SimpleNamespace(_cpp_library_load_exception=failure)
+        monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(_cpp_lib=library))
+        assert import_module("setup_modal").attention_backend() == backend
 
 
 class TestFaults:

@@ -175,7 +175,9 @@ class AppCalls:
         return api_pb2.FunctionPrecreateResponse(function_id=function.function_id, handle_metadata=function.handle())
 
     def FunctionCreate(self, request: Any) -> Any:
-        wanted = request.function if request.HasField("function") else request.function_data.ranked_functions[0].function
+        wanted = (
+            request.function if request.HasField("function") else request.function_data.ranked_functions[0].function
+        )
         function = self._calls.define(request.existing_function_id or new_id("fu"), request.app_id, wanted)
         return api_pb2.FunctionCreateResponse(
             function_id=function.function_id, function_data=function.data(), handle_metadata=function.handle()

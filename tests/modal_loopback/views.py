@@ -109,7 +109,7 @@ def _remove(paths: list[str], folder: Path) -> None:
 
 
 def _in_use(folder: Path, process_id: int) -> list[str]:
-    """What the process, and its children, hold below `folder`, known by its inode: the container may name it otherwise."""
+    """What the process and its children hold below `folder`, by its inodes: the container has other names for them."""
     inodes = {path.stat().st_ino: path.name for path in [folder, *folder.rglob("*")]}
     held: set[int] = set()
     for process in [process_id, *_children(process_id)]:

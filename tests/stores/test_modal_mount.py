@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+import wanstore
 from tests.modal_loopback.views import OpenFilesError, View
 from tests.modal_loopback.volumes import Volume, Volumes
 from wanstore.errors import BusyError, NotFoundError, NotSupportedError
@@ -17,7 +21,7 @@ from wanstore.stores import local
 from wanstore.stores.modal_lease import Lease
 from wanstore.stores.modal_mount import MountedStore
 from wanstore.testing import WeightStoreTests
-from wanstore.testing.sealing import manifest_of
+from wanstore.testing.sealing import manifest_of, seal_as_is
 from wanstore.testing.stores import FILES, fill, put
 
 
@@ -156,6 +160,49 @@ class TestTwoContainers:
             stage.seal(manifest_of(stage.path, "w", "new"))
         assert store.manifest("w").recipe == "new"
         assert {path: (store.local_path("w") / path).stat().st_ino for path in FILES} == staged
+
+
+class TestReload:
+    """It fails while the Volume is in use in the container, and the error says what to do."""
+
+    @contextmanager
+    def _open_file(self, folder: Path) -> Iterator[None]:
+        with (folder / "used").open("rb"):
+            yield
+
+    @contextmanager
+    def _mapped_file(self, folder: Path) -> Iterator[None]:
+        with (folder / "used").open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with mapped:
+            yield
+
+    @contextmanager
+    def _working_folder(self, folder: Path) -> Iterator[None]:
+        with contextlib.chdir(folder):
+            yield
+
+    @pytest.mark.parametrize("use", ["_open_file", "_mapped_file", "_working_folder"])
+    def test_a_name_that_is_missing_says_why_it_cannot_be_looked_for(
+        self, container: Callable[[], Container], use: str
+    ) -> None:
+        """What others have sealed stays out of view until the file is closed."""
+        one, other = container(), container()
+        (other.view.folder / "used").write_bytes(b"x")
+        put(one.store(), "w")
+        with getattr(self, use)(other.view.folder), pytest.raises(NotFoundError, match="Close all files"):
+            other.store().local_path("w")
+        assert other.store().local_path("w").is_dir()
+
+    def test_a_loaded_pipeline_is_in_nobodys_way(self, container: Callable[[], Container], tiny_fp16: Path) -> None:
+        """Neither half of a load keeps anything of the Volume open or mapped."""
+        one = container()
+        shutil.copytree(tiny_fp16, one.view.folder / "w")
+        seal_as_is(one.view.folder / "w")
+        pipe = wanstore.load("w", store=one.store(), device="cpu", weights="deferred")
+        one.reload()
+        wanstore.activate(pipe, "cpu")
+        one.reload()
 
 
 class TestReplacingWithoutASwap:
