@@ -16,7 +16,7 @@ import attrs
 import modal
 
 from tests.modal_loopback import ControlPlane
-from tests.modal_loopback.containers import Container
+from tests.modal_loopback.container import Container
 from wanstore.manifest import Manifest
 from wanstore.stores.modal_mount import MountedStore
 from wanstore.testing.hub import LoopbackHub

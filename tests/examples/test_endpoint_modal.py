@@ -15,7 +15,7 @@ import modal
 import pytest
 
 from tests.examples.account import Account
-from tests.modal_loopback.containers import Checkpoint
+from tests.modal_loopback.container import Checkpoint
 from wanstore.errors import NotFoundError
 from wanstore.testing.sealing import seal_as_is
 

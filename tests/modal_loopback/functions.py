@@ -59,7 +59,11 @@ class Function:
     def data(self) -> Any:
         """The definition in the form that clients look up."""
         ranked = api_pb2.FunctionData.RankedFunction(function=self.definition)
-        return api_pb2.FunctionData(function_name=self.definition.function_name, ranked_functions=[ranked])
+        return api_pb2.FunctionData(
+            function_name=self.definition.function_name,
+            webhook_config=self.definition.webhook_config,
+            ranked_functions=[ranked],
+        )
 
     def handle(self) -> Any:
         """What a client needs to know of it."""

@@ -131,6 +131,11 @@ class Volumes:
     def rename(self, volume_id: str, name: str) -> None:
         self._by_id[volume_id] = attrs.evolve(self.get(volume_id), name=name)
 
+    def forget_blocks(self) -> None:
+        """The next upload has to send everything."""
+        for block in self._blocks.iterdir():
+            block.unlink()
+
     def has_block(self, sha256: str) -> bool:
         return (self._blocks / sha256).is_file()
 
