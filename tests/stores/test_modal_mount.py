@@ -6,6 +6,7 @@ import contextlib
 import mmap
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import wanstore
 from tests.modal_loopback.views import OpenFilesError, View
 from tests.modal_loopback.volumes import Volume, Volumes
+from tests.snapshots.gvisor import Sandbox, why_not
 from wanstore.errors import BusyError, NotFoundError, NotSupportedError
 from wanstore.stores import local
 from wanstore.stores.modal_lease import Lease
@@ -23,6 +25,8 @@ from wanstore.stores.modal_mount import MountedStore
 from wanstore.testing import WeightStoreTests
 from wanstore.testing.sealing import manifest_of, seal_as_is
 from wanstore.testing.stores import FILES, fill, put
+
+ROOT = Path(__file__).parents[2]
 
 
 @attrs.frozen
@@ -235,6 +239,33 @@ class TestReplacingWithoutASwap:
         put(successor.store(), "w", recipe="newest", replace=True)
         assert container().store().manifest("w").recipe == "newest"
         assert not list((successor.view.folder / ".wanstore/aside").iterdir())
+
+    def test_it_is_what_happens_under_gvisor(self) -> None:
+        """Modal's containers run in it, and it does refuse to swap: the pipeline is replaced all the same."""
+        if reason := why_not():
+            pytest.skip(reason)
+        program = """
+import json, sys
+from pathlib import Path
+from wanstore.errors import NotSupportedError
+from wanstore.stores.exchange import check_exchange
+from wanstore.stores.modal_mount import MountedStore
+from wanstore.testing.stores import put
+
+class Volume:
+    def commit(self): pass
+    def reload(self): pass
+
+store = MountedStore("modal://models", Path("/dev/shm/models"), Volume(), None)
+put(store, "w", recipe="old")
+put(store, "w", recipe="new", replace=True)
+try:
+    check_exchange(Path("/dev/shm"))
+except NotSupportedError:
+    print("ANSWER", json.dumps([store.verify("w").ok, store.manifest("w").recipe]))
+"""
+        with Sandbox([sys.executable, "-c", program], environment={"PYTHONPATH": str(ROOT)}) as sandbox:
+            assert sandbox.hear("ANSWER") == [True, "new"]
 
 
 def _refuse(folder: Path) -> None:
