@@ -73,15 +73,19 @@ class TestSetup:
             loaded = wanstore.load(NAME, store=store, device="cpu")
             folder = store.local_path(NAME)
         reference = WanPipeline.from_pretrained(folder, dtype=torch.float16)
+        assert not any(request.authorized for request in account.hub.requests)
         for (name, ours), theirs in zip(
             loaded.transformer.state_dict().items(), reference.transformer.state_dict().values(), strict=True
         ):
             assert torch.equal(ours, theirs), name
 
     def test_a_second_run_fetches_nothing(self, account: Account) -> None:
-        """It says so, and reads everything back once more."""
+        """It says so, and reads everything back once more. The account's secret, now that there is one, is used."""
         account.hub.requests.clear()
+        account.hub.tokens.add("hf_made_up")
+        account.control.secrets["huggingface-secret"] = {"HF_TOKEN": "hf_made_up"}
         result = account.modal(*SETUP)
+        assert account.hub.requests and all(request.authorized for request in account.hub.requests)
         assert result.returncode == 0 and "nothing to do" in result.stdout and "all whole" in result.stdout
         assert not [request for request in account.hub.requests if "/resolve/" in request.path]
 
