@@ -54,12 +54,12 @@ def bodies(hub: LoopbackHub) -> list[str]:
 
 
 class TestSetup:
-    """One Volume, set up once."""
+    """Without faults."""
 
     def test_it_leaves_a_pipeline_that_load_and_from_pretrained_open(
         self, account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Sealed, read back by a second container, and told with its price."""
+        """Sealed, read back by a second container, and told with its price. A second run fetches nothing."""
         result = account.modal(*SETUP)
         assert result.returncode == 0, result.stdout
         assert "read back  27 files by a second container: all whole" in result.stdout
@@ -79,11 +79,10 @@ class TestSetup:
         ):
             assert torch.equal(ours, theirs), name
 
-    def test_a_second_run_fetches_nothing(self, account: Account) -> None:
-        """It says so, and reads everything back once more. The account's secret, now that there is one, is used."""
+        # Once more, now that the account has a secret: it is used.
         account.hub.requests.clear()
         account.hub.tokens.add("hf_made_up")
-        account.control.secrets["huggingface-secret"] = {"HF_TOKEN": "hf_made_up"}
+        monkeypatch.setitem(account.control.secrets, "huggingface-secret", {"HF_TOKEN": "hf_made_up"})
         result = account.modal(*SETUP)
         assert account.hub.requests and all(request.authorized for request in account.hub.requests)
         assert result.returncode == 0 and "nothing to do" in result.stdout and "all whole" in result.stdout
