@@ -44,6 +44,8 @@ with image.imports():  # only where the image is: a machine that deploys needs n
     from wanstore.generation import generate, write_clip
 
 GPU = "L4"
+PRESET = "480p/3s"
+"""For who asks for none; also the safe preset, until a benchmark has nominated one."""
 SNAPSHOT = os.environ.get("WANSTORE_SNAPSHOT", "cpu")
 BENCHMARKS = Path("docs/benchmarks.json")
 FIRST_GUESS_SECONDS = 180.0
@@ -54,7 +56,7 @@ def safe_preset() -> str:
     """What the last benchmark says at the time of deployment; the container is told by its environment."""
     if BENCHMARKS.is_file() and (named := json.loads(BENCHMARKS.read_text())["safe_preset"]):
         return str(named)
-    return "480p/3s"
+    return PRESET
 
 
 SAFE_PRESET = os.environ.get("WANSTORE_SAFE_PRESET") or safe_preset()
@@ -101,7 +103,7 @@ class Generator:
     def generate(
         self,
         prompt: str,
-        preset: str = "480p/3s",
+        preset: str = PRESET,
         *,
         negative_prompt: str = "",
         seed: int = 0,
@@ -138,7 +140,8 @@ class Generator:
 
 @app.function(
     image=modal.Image.debian_slim(python_version="3.12")
-    .uv_pip_install("fastapi[standard]==0.136.1")
+    .uv_pip_install("fastapi[standard]==0.165.0", "attrs==26.1.0")
+    .add_local_python_source("wanstore", ignore=["**/__pycache__"])
     .add_local_python_source("modal_common"),
     timeout=1800,
 )
@@ -148,9 +151,15 @@ def clip(request: dict[str, Any]) -> Any:
     """The arguments of `Generator.generate` as JSON; the answer is the mp4, and the rest is in its headers."""
     from fastapi import HTTPException, Response
 
+    from wanstore.errors import NotFoundError
+
     known = {"prompt", "preset", "negative_prompt", "seed", "may_degrade"}
     if "prompt" not in request or not request.keys() <= known:
         raise HTTPException(400, f"send a prompt, and of the others only {sorted(known - {'prompt'})}")
+    try:
+        preset_to_run(request.setdefault("preset", PRESET))
+    except NotFoundError as error:
+        raise HTTPException(400, str(error)) from error
     made = Generator().generate.remote(**request)
     told = {f"X-Wanstore-{key.capitalize()}": str(made[key]) for key in ("preset", "degraded", "reason", "seconds")}
     return Response(made["mp4"], media_type="video/mp4", headers=told)

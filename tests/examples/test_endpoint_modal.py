@@ -6,14 +6,17 @@ import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import modal
 import pytest
+from modal._runtime import asgi
 
-from tests.examples.account import Account
+from tests.examples.account import ROOT, Account
 from tests.modal_loopback.container import Checkpoint
 from wanstore.errors import NotFoundError
 from wanstore.testing.sealing import seal_as_is
@@ -72,3 +75,40 @@ def test_a_snapshot_with_weights_works_as_well(ready_account: Account) -> None:
         with pytest.raises(NotFoundError, match="480p/3s"):
             generator.generate.remote("a fox", "8k/1h")
     assert ready_account.control.containers.checkpoints[-1] == Checkpoint("Generator.*", ())
+
+
+class TestWeb:
+    """The web function, behind the very wrapper that Modal puts around it; nobody serves it on the loopback."""
+
+    @pytest.fixture
+    def http(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """A client of the app. What it calls is written down, and answered as a degraded clip."""
+        testclient = pytest.importorskip("fastapi.testclient", reason="fastapi is what the web function's image has")
+        monkeypatch.syspath_prepend(ROOT / "examples")
+        endpoint = import_module("endpoint_modal")
+        made = {"mp4": b"mp4", "preset": "480p/3s", "degraded": True, "reason": "the queue is long", "seconds": 2.5}
+        generator = SimpleNamespace(generate=SimpleNamespace(remote=lambda **asked: made | {"reason": str(asked)}))
+        monkeypatch.setattr(endpoint, "Generator", lambda: generator)
+        return testclient.TestClient(asgi.magic_fastapi_app(endpoint.clip._raw_f_, "POST", False))
+
+    def test_it_answers_with_the_clip_and_says_how_it_was_made(self, http: Any) -> None:
+        """In headers; the arguments are those of `generate`."""
+        answer = http.post("/", json={"prompt": "a fox", "may_degrade": False})
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, b"mp4", "video/mp4")
+        assert answer.headers["x-wanstore-degraded"] == "True"
+        assert answer.headers["x-wanstore-reason"] == str(
+            {"prompt": "a fox", "may_degrade": False, "preset": "480p/3s"}
+        )
+
+    @pytest.mark.parametrize(
+        ("request_", "message"),
+        [
+            ({}, "send a prompt"),
+            ({"prompt": "a", "steps": 1}, "send a prompt"),
+            ({"prompt": "a", "preset": "8k"}, "8k"),
+        ],
+    )
+    def test_what_it_does_not_know_costs_no_gpu(self, http: Any, request_: dict[str, Any], message: str) -> None:
+        """Status 400, with what would do."""
+        answer = http.post("/", json=request_)
+        assert answer.status_code == 400 and message in answer.json()["detail"]
