@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
-from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
 from modal_proto import api_pb2
 
 _LONGEST_RETRY_DELAY_SECONDS = 0.1
@@ -146,9 +145,6 @@ class Calls:
         added = await self._add(self._calls[request.function_call_id], request.inputs)
         return api_pb2.FunctionPutInputsResponse(inputs=added)
 
-    def FunctionFinishInputs(self, request: Any) -> Any:
-        return Empty()
-
     async def FunctionGetOutputs(self, request: Any) -> Any:
         call = self._calls[request.function_call_id]
         seen = int((request.last_entry_id or "0").partition("-")[0])
@@ -188,7 +184,8 @@ class Calls:
         if function.running.pop(item.input_id, None) is None:
             return  # an attempt that was given up on
         if item.result.status != api_pb2.GenericResult.GENERIC_STATUS_SUCCESS and done.runs <= function.retries:
-            await asyncio.sleep(min(_LONGEST_RETRY_DELAY_SECONDS, function.definition.retry_policy.initial_delay_ms))
+            delay_seconds = function.definition.retry_policy.initial_delay_ms / 1000
+            await asyncio.sleep(min(_LONGEST_RETRY_DELAY_SECONDS, delay_seconds))
             await self._enqueue(function, done)
             return
         self._calls[done.call_id].outputs.append(

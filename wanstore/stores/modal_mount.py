@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -118,8 +118,8 @@ def _newest(folder: Path) -> float:
 class MountedStore(WeightStore):
     """Pipeline folders below `root`, on a mounted Volume. Staged there, published by rename, then committed.
 
-    When a name is missing the Volume is reloaded, once, to see what others have committed: never while a
-    stage of ours is open.
+    The Volume is reloaded, to see what others have committed, when a name is missing and before a stage begins:
+    never while a stage of ours is open.
     """
 
     def __init__(self, url: str, root: Path, volume: Committable, lease: Callable[[str, str], Lease] | None) -> None:
@@ -175,9 +175,10 @@ class MountedStore(WeightStore):
 
     def _now_sealed(self, name: str) -> str | None:
         """The digest of what is sealed as `name`, also by others; None when nothing is, or it cannot be read."""
-        try:
-            if not self._open_stages:
+        if not self._open_stages:
+            with suppress(NotFoundError):  # files are open: what is in view has to do
                 self._reload()
+        try:
             return self._local.manifest(name).digest
         except WanstoreError:
             return None
