@@ -20,6 +20,7 @@ from tests.examples.account import ROOT, Account
 from tests.modal_loopback.container import Checkpoint
 from wanstore.errors import NotFoundError
 from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.tiny_wan import make_tiny_wan
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,28 @@ def test_a_snapshot_with_weights_works_as_well(ready_account: Account) -> None:
         with pytest.raises(NotFoundError, match="480p/3s"):
             generator.generate.remote("a fox", "8k/1h")
     assert ready_account.control.containers.checkpoints[-1] == Checkpoint("Generator.*", ())
+
+
+def test_a_pipeline_that_was_replaced_since_the_snapshot_is_loaded_anew(
+    tiny_fp16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The skeleton in the snapshot does not fit it; the container starts all the same."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setenv("WANSTORE_MODAL_MOUNTS", f"anime-models={tmp_path}")
+    endpoint = import_module("endpoint_modal")
+    monkeypatch.setattr(endpoint, "DEVICE", "cpu")
+    steps = vars(endpoint.Generator._get_user_cls())
+    generator = SimpleNamespace()
+    folder = tmp_path / "wan2.1-fp16"
+    shutil.copytree(tiny_fp16, folder)
+    seal_as_is(folder)
+    steps["prepare"]._get_raw_f()(generator)
+    skeleton = generator.pipe
+    shutil.rmtree(folder)
+    seal_as_is(make_tiny_wan(folder, dtype="float16", seed=1))
+    steps["finish"]._get_raw_f()(generator)
+    assert generator.pipe is not skeleton
+    assert not any(parameter.is_meta for parameter in generator.pipe.transformer.parameters())
 
 
 class TestWeb:
