@@ -65,6 +65,14 @@ def test_a_second_setup_of_the_same_recipe_is_a_no_op_that_says_so(tiny_fp32: Pa
     assert {path: path.stat().st_mtime_ns for path in (store.root / "w").rglob("*")} == before
 
 
+def test_notes_are_kept_for_whoever_loads_it(tiny_fp32: Path, store: LocalStore) -> None:
+    """They are in the manifest, and other notes alone make no other recipe."""
+    wanstore.setup(str(tiny_fp32), store, name="w", notes={"attention": "native"})
+    again = wanstore.setup(str(tiny_fp32), store, name="w", notes={"attention": "xformers"})
+    assert again.notes == store.manifest("w").notes == {"attention": "native"}
+    assert wanstore.load("w", store=store, device="cpu").load_report.attention.asked == "native"
+
+
 def test_another_recipe_under_the_same_name_needs_replace(tiny_fp32: Path, tiny_bf16: Path, store: LocalStore) -> None:
     """Another source, or the same with another policy, is another recipe."""
     wanstore.setup(str(tiny_fp32), store, name="w")

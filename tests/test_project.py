@@ -78,6 +78,13 @@ def test_every_wanstore_command_in_the_pages_exists(page: Path) -> None:
         assert {word for word in words if word.startswith("--")} <= known, line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_modal_program_in_the_pages_exists(page: Path) -> None:
+    """`modal run X` and `modal deploy X` name a file of this repository."""
+    programs = re.findall(r"modal (?:run|deploy) (?:--detach )?(\S+\.py)", page.read_text())
+    assert not [program for program in programs if not (ROOT / program).is_file()]
+
+
 def test_readme_shows_both_first_commands() -> None:
     """The first screen of the README names the two commands that a newcomer runs."""
     first_screen = (ROOT / "README.md").read_text().splitlines()[:30]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -49,13 +49,15 @@ def setup(
     replace: bool = False,
     converter: Converter | str = "fp16",
     keep_source: Path | None = None,
+    notes: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Fetch `source` (a Hub repo or a folder), convert it, and seal it in `store` as `name`.
 
     The same recipe a second time is a no-op; an interrupted run goes on where it stopped. With `keep_source`
-    a downloaded source stays in that folder. Raises `AlreadyExistsError` when `name` holds another recipe and
-    not `replace`, and the errors of the store, the source and the converter.
+    a downloaded source stays in that folder. `notes` go into the manifest for whoever loads it, such as
+    `attention`, the backend to use on a GPU; they are no part of the recipe. Raises `AlreadyExistsError` when
+    `name` holds another recipe and not `replace`, and the errors of the store, the source and the converter.
     """
     progress = progress or Quiet()
     check_name(name)
@@ -89,6 +91,7 @@ def setup(
             conversion=converted.record,
             files=converted.files,
             versions=versions(_MADE_WITH),
+            notes=dict(notes or {}),
         )
         stage.seal(manifest)
     return manifest

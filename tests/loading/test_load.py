@@ -26,7 +26,7 @@ from wanstore.testing.sealing import seal_as_is
 from wanstore.testing.tiny_wan import TEXT_ENCODER, TRANSFORMER, VAE
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
-PHASES = ["check", "imports", "weights", "skeleton", "tokenizer", "pipeline", "assign", "attention"]
+PHASES = ["check", "imports", "weights", "skeleton", "assign", "tokenizer", "pipeline", "attention"]
 CUDA = torch.cuda.is_available()
 
 

@@ -19,6 +19,7 @@ class Faults:
         self.stalled = threading.Event()
         self._failing: Counter[str] = Counter()
         self._stalling: dict[str, int] = {}
+        self._losing: Counter[str] = Counter()
 
     def fail(self, call: str, times: int) -> None:
         """The next `times` calls fail: an RPC as UNAVAILABLE, a block transfer with status 500."""
@@ -29,10 +30,20 @@ class Faults:
         self.stalled.clear()
         self._stalling[call] = self.calls[call] + after
 
+    def lose(self, call: str, times: int) -> None:
+        """The next `times` calls are answered as if they were done, and nothing is done; VolumeCommit knows how."""
+        self._losing[call] = times
+
+    def loses(self, call: str) -> bool:
+        """Whether this call is one of them."""
+        self._losing[call] -= 1
+        return self._losing[call] >= 0
+
     def clear(self) -> None:
         """Calls that begin from now on meet no fault."""
         self._failing.clear()
         self._stalling.clear()
+        self._losing.clear()
 
     async def meet(self, call: str) -> None:
         """Count a call, and let it meet what was ordered."""

@@ -38,16 +38,16 @@ class VolumeCalls:
                 raise GRPCError(Status.NOT_FOUND, f"Volume '{request.deployment_name}' not found")
             volume = self.volumes.create(request.deployment_name, request.version or 1)
         return api_pb2.VolumeGetOrCreateResponse(
-            volume_id=volume.volume_id, version=_version(volume), metadata=_metadata(volume)
+            volume_id=volume.volume_id, version=_version(volume), metadata=metadata_of(volume)
         )
 
     def VolumeGetById(self, request: Any) -> Any:
         volume = self.volumes.get(request.volume_id)
-        return api_pb2.VolumeGetByIdResponse(volume_id=volume.volume_id, metadata=_metadata(volume))
+        return api_pb2.VolumeGetByIdResponse(volume_id=volume.volume_id, metadata=metadata_of(volume))
 
     def VolumeList(self, request: Any) -> Any:
         items = [
-            api_pb2.VolumeListItem(label=v.name, volume_id=v.volume_id, metadata=_metadata(v))
+            api_pb2.VolumeListItem(label=v.name, volume_id=v.volume_id, metadata=metadata_of(v))
             for v in self.volumes.all()
         ]
         return api_pb2.VolumeListResponse(items=items)
@@ -108,6 +108,9 @@ class VolumeCalls:
         return api_pb2.BlobCreateResponse(
             blob_ids=[blob_id], upload_urls=api_pb2.UploadUrlList(items=[f"{self._url}/blobs/{blob_id}"])
         )
+
+    def BlobGet(self, request: Any) -> Any:
+        return api_pb2.BlobGetResponse(download_url=f"{self._url}/blobs/{request.blob_id}")
 
     def VolumePutFiles(self, request: Any) -> Any:
         """Version 1, step two: all the files at once."""
@@ -190,7 +193,8 @@ def _version(volume: Volume) -> Any:
     return api_pb2.VOLUME_FS_VERSION_V2 if volume.version == 2 else api_pb2.VOLUME_FS_VERSION_V1
 
 
-def _metadata(volume: Volume) -> Any:
+def metadata_of(volume: Volume) -> Any:
+    """What the client keeps about a Volume."""
     return api_pb2.VolumeMetadata(name=volume.name, version=_version(volume))
 
 

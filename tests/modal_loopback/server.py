@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,10 @@ from aiohttp import web
 from grpclib import GRPCError, Status
 from modal_proto.api_grpc import ModalClientBase
 
+from tests.modal_loopback.apps import AppCalls
+from tests.modal_loopback.containers import Containers
 from tests.modal_loopback.faults import Faults, InjectedError
+from tests.modal_loopback.functions import Calls
 from tests.modal_loopback.rpcs import DictCalls, VolumeCalls
 from tests.modal_loopback.volumes import BLOCK_BYTES, Volumes
 
@@ -45,8 +48,7 @@ class _Servicer(ModalClientBase):
                 raise GRPCError(Status.UNIMPLEMENTED, f"the loopback does not know {name}")
             try:
                 await self._faults.meet(name)
-                response = method(request)
-                for message in response if isinstance(response, Iterator) else [response]:
+                async for message in _messages(method(request)):
                     await stream.send_message(message)
             except InjectedError:
                 raise GRPCError(Status.UNAVAILABLE, "injected") from None
@@ -56,6 +58,18 @@ class _Servicer(ModalClientBase):
                 raise GRPCError(Status.INVALID_ARGUMENT, str(error)) from None
 
         return answer
+
+
+async def _messages(response: Any) -> AsyncIterator[Any]:
+    """What a method returned, whatever the way: one message or many, at once or awaited."""
+    if isinstance(response, AsyncIterator):
+        async for message in response:
+            yield message
+    elif isinstance(response, Iterator):
+        for message in response:
+            yield message
+    else:
+        yield (await response if isinstance(response, Awaitable) else response)
 
 
 # The base class declares every RPC abstract; here they are answered by name instead.
@@ -69,18 +83,24 @@ class _Transfers:
     def __init__(self, volumes: Volumes, faults: Faults) -> None:
         self._volumes = volumes
         self._faults = faults
+        self._blobs: dict[str, str] = {}
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=1 << 31)
         app.router.add_put("/blobs/{name}", self.put)
+        app.router.add_get("/blobs/{name}", self.get_blob)
         app.router.add_get("/files/{volume}/{number}/{path:.*}", self.get)
         return app
 
     async def put(self, request: web.Request) -> web.Response:
         data = await request.read()
         await self._meet("PUT")
-        self._volumes.add_block(data)
+        self._blobs[request.match_info["name"]] = self._volumes.add_block(data)
         return web.Response(body=b"stored", headers={"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
+
+    async def get_blob(self, request: web.Request) -> web.Response:
+        await self._meet("GET")
+        return web.Response(body=self._volumes.block(self._blobs[request.match_info["name"]]))
 
     async def get(self, request: web.Request) -> web.Response:
         await self._meet("GET")
@@ -98,12 +118,22 @@ class _Transfers:
 
 
 class ControlPlane:
-    """Runs between `with` and its end. `url` is for MODAL_SERVER_URL; `volumes` and `faults` are the test's."""
+    """Runs between `with` and its end. `url` is for MODAL_SERVER_URL; the rest is the test's to look at and to set.
+
+    `secrets` are the account's, by name. `containers.environment` is set in every container.
+    """
 
     def __init__(self, root: Path) -> None:
         self.volumes = Volumes(root)
         self.faults = Faults()
+        self.secrets: dict[str, dict[str, str]] = {}
+        self.calls = Calls()
+        self.apps = AppCalls(self.calls, self.volumes, self.secrets)
+        self.containers = Containers(root, self.volumes, self.apps, self.calls, self.faults, self._serve_container)
+        self.calls.start = self.containers.start_if_needed
+        self.apps.stop_containers = self.containers.stop_app
         self.url = ""
+        self._shared: tuple[object, ...] = ()
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -126,8 +156,9 @@ class ControlPlane:
         transfers = web.AppRunner(_Transfers(self.volumes, self.faults).app(), shutdown_timeout=0.01)
         await transfers.setup()
         await web.TCPSite(transfers, _HOST, 0).start()
-        calls = (VolumeCalls(self.volumes, f"http://{_HOST}:{transfers.addresses[0][1]}"), DictCalls())
-        server = grpclib.server.Server([_AnsweringServicer(calls, self.faults)])
+        volumes = VolumeCalls(self.volumes, f"http://{_HOST}:{transfers.addresses[0][1]}")
+        self._shared = (volumes, DictCalls(), self.apps, self.calls)
+        server = grpclib.server.Server([_AnsweringServicer(self._shared, self.faults)])
         # Named as TCP, or asyncio leaves Nagle's algorithm on, and each call waits for 40 ms.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind((_HOST, 0))
@@ -135,6 +166,13 @@ class ControlPlane:
         self.url = f"http://{_HOST}:{listener.getsockname()[1]}"
         self._started.set()
         await self._stop.wait()
+        await self.containers.stop()
         server.close()
         await transfers.cleanup()
         await asyncio.sleep(0)  # for closed connections to be taken off the loop
+
+    async def _serve_container(self, worker: object, path: str) -> Callable[[], None]:
+        """Serve one container on a socket of its own: that tells who is calling."""
+        server = grpclib.server.Server([_AnsweringServicer((worker, *self._shared), self.faults)])
+        await server.start(path=path)
+        return server.close

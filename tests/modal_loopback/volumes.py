@@ -6,23 +6,28 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import attrs
+
+from wanstore.stores.exchange import exchange
 
 BLOCK_BYTES = 8 << 20
 
 
 @attrs.frozen
 class Volume:
-    """One Volume: `folder` holds its files, `version` is 1 or 2."""
+    """One Volume: `folder` holds its files, `version` is 1 or 2. Whoever changes several files holds `lock`."""
 
     volume_id: str
     name: str
     version: int
     folder: Path
+    lock: threading.Lock = attrs.field(factory=threading.Lock, eq=False, repr=False)
 
     def path(self, inside: str) -> Path:
         """Where the path `inside` the Volume lies; raises `ValueError` when it leads out of it."""
@@ -51,7 +56,18 @@ class Volume:
         draft = self.folder.parent / f"draft-{uuid.uuid4().hex}"
         with draft.open("wb") as file:
             file.writelines(chunks)
-        draft.rename(target)
+        with self.lock:
+            draft.rename(target)
+
+    @contextmanager
+    def changing(self) -> Iterator[Path]:
+        """A copy of `folder` to change; readers see the whole change in one step, at the end of the block."""
+        draft = self.folder.parent / f"draft-{uuid.uuid4().hex}"
+        with self.lock:
+            shutil.copytree(self.folder, draft, copy_function=os.link)
+            yield draft
+            exchange(draft, self.folder)
+        shutil.rmtree(draft)
 
     def remove(self, inside: str, recursive: bool) -> None:
         path = self.path(inside)
@@ -114,6 +130,11 @@ class Volumes:
 
     def rename(self, volume_id: str, name: str) -> None:
         self._by_id[volume_id] = attrs.evolve(self.get(volume_id), name=name)
+
+    def forget_blocks(self) -> None:
+        """The next upload has to send everything."""
+        for block in self._blocks.iterdir():
+            block.unlink()
 
     def has_block(self, sha256: str) -> bool:
         return (self._blocks / sha256).is_file()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.random  # numpy itself brings it when it is first used, which must be before the snapshot
 import torch
 from safetensors.torch import load_file
 from tqdm import tqdm  # type: ignore[import-untyped]  # it ships no types

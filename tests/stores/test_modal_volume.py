@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import wanstore
 from tests.modal_loopback import ControlPlane
 from wanstore.errors import (
     AccessError,
@@ -24,6 +26,7 @@ from wanstore.errors import (
 )
 from wanstore.interfaces import WeightStore
 from wanstore.stores import modal_client, modal_lease, modal_mount
+from wanstore.stores.modal_lease import current_holder
 from wanstore.stores.modal_mount import MountedStore
 from wanstore.stores.modal_volume import ModalVolumeStore
 from wanstore.testing import WeightStoreTests
@@ -269,7 +272,7 @@ class TestOnAMount:
         assert control.faults.calls["VolumeReload"] == before + 1
         with mounted.stage("other"), pytest.raises(NotFoundError):
             mounted.manifest("nothing")
-        assert control.faults.calls["VolumeReload"] == before + 2  # before the stage, none within
+        assert control.faults.calls["VolumeReload"] == before + 3  # before the stage and its lease, none within
 
     def test_the_environment_says_where_it_is_mounted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Several Volumes may be named; another one is reached through the client."""
@@ -314,6 +317,24 @@ class FailingVolume:
 
     def reload(self) -> None:
         raise RuntimeError("there are open files preventing the operation")
+
+
+class TestInAContainer:
+    """What an environment without a mount can show of it."""
+
+    def test_it_opens_from_mere_source_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Sources that are added to an image have no metadata, so no entry points."""
+        monkeypatch.setattr(wanstore.stores, "entry_points", lambda **_: ())
+        assert isinstance(wanstore.open_store("modal://models"), ModalVolumeStore)
+
+    def test_containers_are_told_apart_and_a_retry_is_its_own_successor(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By the input that they are at, or else by the container: their host names are all alike."""
+        assert current_holder("/models") == f"{platform.node()}:/models"
+        monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+        monkeypatch.setenv("MODAL_TASK_ID", "ta-1")
+        assert current_holder("/models") == "ta-1"
+        monkeypatch.setattr("modal.current_input_id", lambda: "in-1")
+        assert current_holder("/models") == "in-1"
 
 
 class TestWithoutModal:

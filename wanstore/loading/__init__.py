@@ -80,12 +80,14 @@ def load(
             from wanstore.loading.attention import check_known
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
         with put_off():  # libraries go on importing while they build
-            pipe = _skeleton(folder, files, clock)
-        pipe.wanstore_origin = origin = Origin(folder, manifest, attention)
-        if origin.attention:
-            check_known(origin.attention)
-        if streamed:
-            fill(pipe, streamed, clock)
+            models = _skeletons(folder, files, clock)
+            origin = Origin(folder, manifest, attention)
+            if origin.attention:
+                check_known(origin.attention)
+            if streamed:  # before the tokenizer, which holds the interpreter's lock for most of a second
+                fill(models, origin, streamed, clock)
+            pipe = _assemble(folder, models, clock)
+    pipe.wanstore_origin = origin
     with clock.phase("attention"):
         applied = apply_once(pipe, pipe.device) if streamed else None
     pipe.load_report = clock.report(str(folder), str(pipe.device), applied)
@@ -131,10 +133,9 @@ def _check(folder: Path, *, verify: bool, sealed: bool, progress: Progress) -> M
     return manifest
 
 
-def _skeleton(folder: Path, files: Weights, clock: PhaseClock) -> Any:
-    """The whole pipeline but for its weights; raises `DamagedError` unless `files` hold just what it needs."""
-    from wanstore.loading.assemble import assemble, build_skeleton, check_classes, wanted_tensors
-    from wanstore.loading.tokenizer import load_tokenizer
+def _skeletons(folder: Path, files: Weights, clock: PhaseClock) -> dict[str, Any]:
+    """Each component's model without weights; raises `DamagedError` unless `files` hold just what they need."""
+    from wanstore.loading.assemble import build_skeleton, check_classes, wanted_tensors
 
     with clock.phase("skeleton"):
         check_classes()
@@ -143,6 +144,13 @@ def _skeleton(folder: Path, files: Weights, clock: PhaseClock) -> Any:
             path = folder / component
             models[component] = build_skeleton(component, read_json(path / "config.json"), str(path))
             check_fit(folder, component, group, wanted_tensors(models[component]))
+        return models
+
+
+def _assemble(folder: Path, models: dict[str, Any], clock: PhaseClock) -> Any:
+    from wanstore.loading.assemble import assemble
+    from wanstore.loading.tokenizer import load_tokenizer
+
     with clock.phase("tokenizer"):
         tokenizer = load_tokenizer(folder / "tokenizer")
     with clock.phase("pipeline"):

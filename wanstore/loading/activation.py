@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,20 @@ def activate(pipe: Any, device: str | torch.device | None, progress: Progress) -
     with _ACTIVATING:
         clock = PhaseClock()
         reseed()
-        if any(parameter.is_meta for model in _models(pipe) for parameter in model.parameters()):
+        models = {component: getattr(pipe, component) for component in COMPONENTS}
+        if any(parameter.is_meta for model in models.values() for parameter in model.parameters()):
             with clock.phase("check"):
                 origin.check_same()
                 opened = open_weights(origin.folder)
             with opened as files, stream(files, device, progress, origin.folder.name) as streamed:
-                for component, model in zip(COMPONENTS, _models(pipe), strict=True):
+                for component, model in models.items():
                     check_fit(origin.folder, component, files[component], wanted_tensors(model))
-                fill(pipe, streamed, clock)
+                fill(models, origin, streamed, clock)
         else:
             with clock.phase("device"):
                 ready = pick_device(device)
             if pipe.device != ready:
-                _move(pipe, ready, clock)
+                _move(models, ready, clock)
         with clock.phase("attention"):
             attention = apply_once(pipe, pipe.device)
         pipe.activation_report = clock.report(str(origin.folder), str(pipe.device), attention)
@@ -83,12 +85,12 @@ def activate(pipe: Any, device: str | torch.device | None, progress: Progress) -
             pipe.load_report = attrs.evolve(pipe.load_report, attention=attention)
 
 
-def fill(pipe: Any, streamed: Stream, clock: PhaseClock) -> None:
-    """Wait for the weights and give them to a pipeline that has none; on an error it stays as it was."""
+def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: PhaseClock) -> None:
+    """Wait for the weights and give them to the models, which have none; on an error they stay as they were."""
     tensors = streamed.wait(clock)
     with clock.phase("assign"):
-        pipe.wanstore_origin.check_same()  # it was not swapped in mid-load either
-        for component, model in zip(COMPONENTS, _models(pipe), strict=True):
+        origin.check_same()  # it was not swapped in mid-load either
+        for component, model in models.items():
             fill_model(component, model, tensors[component])
 
 
@@ -109,17 +111,13 @@ def apply_once(pipe: Any, device: torch.device) -> Attention | None:
     return apply_attention(pipe, backend, device)
 
 
-def _models(pipe: Any) -> list[Any]:
-    return [getattr(pipe, component) for component in COMPONENTS]
-
-
-def _move(pipe: Any, device: torch.device, clock: PhaseClock) -> None:
+def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) -> None:
     """Move parameters and buffers; from memory to a GPU by whole buffers, as quickly as from files."""
-    parameters = [parameter for model in _models(pipe) for parameter in model.parameters()]
+    parameters = [parameter for model in models.values() for parameter in model.parameters()]
     if device.type == "cuda" and all(parameter.device.type == "cpu" for parameter in parameters):
         _move_parameters(parameters, device, clock)
     with clock.phase("pipeline"):
-        for model in _models(pipe):
+        for model in models.values():
             model.to(device)
 
 

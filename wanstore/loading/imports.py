@@ -31,6 +31,8 @@ _LIBRARIES = (
     "diffusers.schedulers.scheduling_unipc_multistep",  # Wan 2.1's
 )
 _IMPORTING = threading.Lock()
+_FROZEN_AT_START = 1000
+"""Python 3.12 and newer freeze some hundred objects of their own; a program that does it freezes many more."""
 
 
 def import_libraries() -> None:
@@ -87,7 +89,7 @@ def collection_paused() -> Iterator[None]:
     try:
         yield
     finally:
-        if gc.get_freeze_count() == 0:  # else thawing would undo somebody's freezing
+        if gc.get_freeze_count() < _FROZEN_AT_START:  # else thawing would undo somebody's freezing
             gc.freeze()
             gc.unfreeze()  # all counts as old now, so the next collection does not go through it
         gc.enable()

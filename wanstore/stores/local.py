@@ -17,7 +17,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -70,10 +70,10 @@ class LocalStore(WeightStore):
         check_name(name)
         with plain_os_errors(self.root), self._lock(name):
             self._check_free(name, replace)
-            stage = LocalStage(self.root / name, self._own / "stages" / name, replace)
+            stage = LocalStage(self.root / name, self._own / "stages" / name)
             stage.prepare(resume)
             if replace:
-                check_exchange(stage.work)
+                stage.swap = self._swapper(stage.work)
             self._sweep(except_for=name)
             try:
                 yield stage
@@ -135,6 +135,11 @@ class LocalStore(WeightStore):
         finally:
             lock.release()
 
+    def _swapper(self, folder: Path) -> Callable[[Path, Path], None]:
+        """How to swap a new pipeline in `folder` for the old one. Raises `NotSupportedError` before long work."""
+        check_exchange(folder)
+        return exchange
+
     def _check_free(self, name: str, replace: bool) -> None:
         folder = self.root / name
         sealed = not folder.is_symlink() and (folder / MANIFEST_NAME).is_file()
@@ -159,11 +164,11 @@ class LocalStore(WeightStore):
 
 @attrs.define
 class LocalStage:
-    """A stage in the store's own hidden folder; `work` holds all of it."""
+    """A stage in the store's own hidden folder; `work` holds all of it. With `swap` it may replace."""
 
     target: Path
     work: Path
-    replace: bool
+    swap: Callable[[Path, Path], None] | None = None
     path: Path = attrs.field(init=False)
     scratch: Path = attrs.field(init=False)
 
@@ -191,8 +196,8 @@ class LocalStage:
         sync(self.target.parent)
 
     def _publish(self) -> None:
-        if self.replace and self.target.is_dir():
-            exchange(self.path, self.target)
+        if self.swap and self.target.is_dir():
+            self.swap(self.path, self.target)
             return
         try:
             self.path.rename(self.target)

@@ -5,24 +5,30 @@ from __future__ import annotations
 import builtins
 import hashlib
 import os
-import platform
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import attrs
 from filelock import FileLock, Timeout
 
-from wanstore.errors import AccessError, BusyError, NotFoundError, UnreachableError, WanstoreError
+from wanstore.errors import (
+    AccessError,
+    BusyError,
+    NotFoundError,
+    NotSupportedError,
+    UnreachableError,
+    WanstoreError,
+)
 from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
-from wanstore.manifest import Manifest
+from wanstore.manifest import MANIFEST_NAME, Manifest
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal_client import RETRY_DELAYS_SECONDS
-from wanstore.stores.modal_lease import Lease
+from wanstore.stores.modal_lease import Lease, current_holder
 
 T = TypeVar("T")
 
@@ -42,6 +48,9 @@ class _MountedFolder(LocalStore):
 
     They keep runs in this container apart; a lease keeps containers apart. The stages of other containers may
     have come into view by a background commit: they are left alone until they are old.
+
+    gVisor, in which Modal's containers run, cannot swap two folders in one step. There the old pipeline steps
+    aside, to a place where readers look when the name is missing, until the new one has taken its name.
     """
 
     @contextmanager
@@ -58,6 +67,44 @@ class _MountedFolder(LocalStore):
         finally:
             lock.release()
 
+    def _swapper(self, folder: Path) -> Callable[[Path, Path], None]:
+        try:
+            return super()._swapper(folder)
+        except NotSupportedError:
+            return self._step_aside
+
+    def _step_aside(self, new: Path, old: Path) -> None:
+        aside = self._aside(old.name)
+        aside.parent.mkdir(exist_ok=True)
+        old.rename(aside)
+        new.rename(old)
+        aside.rename(new)  # into the stage's folder, which is dropped
+
+    def _aside(self, name: str) -> Path:
+        return self._own / "aside" / name
+
+    def _sealed(self, name: str) -> Path:
+        try:
+            return super()._sealed(name)
+        except NotFoundError:
+            aside = self._aside(name)
+            if (aside / MANIFEST_NAME).is_file():
+                return aside
+            return super()._sealed(name)  # the swap may have ended between the two looks
+
+    def _check_free(self, name: str, replace: bool) -> None:
+        self._finish_dead_swap(name)
+        super()._check_free(name, replace)
+
+    def _finish_dead_swap(self, name: str) -> None:
+        """A run died while the old pipeline stood aside: it comes back, unless the new one is in its place."""
+        aside = self._aside(name)
+        if aside.is_dir():
+            if (self.root / name).exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(self.root / name)
+
     def _sweep(self, except_for: str | None = None) -> None:
         for stage in (self._own / "stages").glob("*"):
             if stage.name != except_for and time.time() - _newest(stage) > _ABANDONED_SECONDS:
@@ -71,8 +118,8 @@ def _newest(folder: Path) -> float:
 class MountedStore(WeightStore):
     """Pipeline folders below `root`, on a mounted Volume. Staged there, published by rename, then committed.
 
-    When a name is missing the Volume is reloaded, once, to see what others have committed: never while a
-    stage of ours is open.
+    The Volume is reloaded, to see what others have committed, when a name is missing and before a stage begins:
+    never while a stage of ours is open.
     """
 
     def __init__(self, url: str, root: Path, volume: Committable, lease: Callable[[str, str], Lease] | None) -> None:
@@ -109,25 +156,32 @@ class MountedStore(WeightStore):
     @contextmanager
     def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> Iterator[Stage]:
         self._check_writable()
-        self._see_others(name)
-        lease = self._lease(name, f"{platform.node()}:{self._local.root}") if self._lease else None
+        before = self._now_sealed(name)
+        lease = self._lease(name, current_holder(str(self._local.root))) if self._lease else None
         # The local lock first: an entry of this machine's is then known to be a dead run's.
         with (
             self._local.stage(name, replace=replace, resume=resume) as inner,
             lease.held() if lease else nullcontext(_nothing) as still_ours,
         ):
+            # Whoever held the lease until now may have sealed the name, which the view does not show by itself.
+            if self._now_sealed(name) != before:
+                inner.discard()
+                raise BusyError(f"Another run has just written {name!r}", "Try again: it may be what you want")
             self._open_stages += 1
             try:
                 yield MountedStage(inner, still_ours, self._commit)
             finally:
                 self._open_stages -= 1
 
-    def _see_others(self, name: str) -> None:
-        """Another container may have sealed the name since this one saw the Volume."""
+    def _now_sealed(self, name: str) -> str | None:
+        """The digest of what is sealed as `name`, also by others; None when nothing is, or it cannot be read."""
+        if not self._open_stages:
+            with suppress(NotFoundError):  # files are open: what is in view has to do
+                self._reload()
         try:
-            self.manifest(name)
+            return self._local.manifest(name).digest
         except WanstoreError:
-            return
+            return None
 
     def _look(self, ask: Callable[[], T]) -> T:
         try:

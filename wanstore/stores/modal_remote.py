@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from wanstore.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from wanstore.stores.folder import check_against, verify_files
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal_client import RemoteVolume
-from wanstore.stores.modal_lease import Lease
+from wanstore.stores.modal_lease import Lease, current_holder
 from wanstore.stores.modal_transfer import Places, Upload, check_free, download, is_sealed, remove
 from wanstore.stores.names import check_name
 
@@ -65,7 +64,7 @@ class RemoteStore(WeightStore):
         places = self._places(name)
         self._volume.create()
         check_free(self._volume, places, replace)
-        lease = Lease(f"{self._volume.name}/{places.folder}", f"{platform.node()}:{self._cache}", self._volume.client)
+        lease = Lease(f"{self._volume.name}/{places.folder}", current_holder(str(self._cache)), self._volume.client)
         with self._staging.stage(name, resume=resume) as inner, lease.held() as still_ours:
             yield RemoteStage(inner, lambda path, manifest: self._publish(path, manifest, places, replace, still_ours))
 

@@ -1,0 +1,83 @@
+"""What the three Modal programs share: their image, their presets, and what Modal charges.
+
+The versions are pinned because two of them are built for each other: xformers 0.0.35 for torch 2.10 with CUDA 12.8.
+A torch of another version loads, and then xformers says that it cannot load its CUDA extensions. The rest are the
+versions that wanstore is tested with. torchvision is left out on purpose: nothing here needs it.
+
+Weights come by HTTPS, with wanstore's own resume and hash checks. hf_xet's settings (HF_XET_HIGH_PERFORMANCE) would
+change nothing, so they are not set.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import modal
+
+if TYPE_CHECKING:
+    from wanstore.benchmarking.presets import Preset
+
+REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+VOLUME = "anime-models"
+NAME = "wan2.1-fp16"
+
+image = (
+    modal.Image.debian_slim(python_version="3.12")
+    .uv_pip_install("torch==2.10.0", "xformers==0.0.35")
+    .uv_pip_install(
+        "accelerate==1.15.0",
+        "attrs==26.1.0",
+        "av==18.1.0",
+        "cattrs==26.2.1",
+        "click==8.5.1",
+        "diffusers==0.42.1",
+        "filelock==4.2.11",
+        "ftfy==6.3.1",
+        "huggingface_hub==2.4.0",
+        "numpy==2.4.6",
+        "rich==15.0.0",
+        "safetensors==0.8.0",
+        "tokenizers==0.23.3",
+        "transformers==5.23.0",
+    )
+    # This checkout's wanstore, data files and all: by default only *.py would come along.
+    .add_local_python_source("wanstore", ignore=["**/__pycache__"])
+    .add_local_python_source("modal_common", "degraded_mode")
+)
+
+DEVICE = os.environ.get("WANSTORE_DEVICE", "cuda")
+"""Where pipelines run. `cpu` is for tests and for a first look without a GPU: clips are then stamp-sized."""
+
+PRICES_DATE = "2026-11-24"
+"""When the prices below were noted; modal.com/pricing has today's."""
+CORE_SECOND_USD = 0.0000131
+GIB_SECOND_USD = 0.00000222
+GPU_SECOND_USD = {
+    "T4": 0.000164,
+    "L4": 0.000222,
+    "A10": 0.000306,
+    "L40S": 0.000542,
+    "A100-40GB": 0.000583,
+    "A100-80GB": 0.000694,
+    "H100": 0.001097,
+    "H200": 0.001261,
+    "B200": 0.001736,
+}
+VOLUME_GIB_MONTH_USD = 0.09
+
+
+def price_usd(seconds: float, *, cores: float, memory_gib: float, gpu: str = "") -> float:
+    """What a container costs for that long. The time in which it starts is charged too, and not in `seconds`."""
+    a_second = cores * CORE_SECOND_USD + memory_gib * GIB_SECOND_USD + (GPU_SECOND_USD[gpu] if gpu else 0.0)
+    return seconds * a_second
+
+
+def preset_to_run(name: str) -> Preset:
+    """The preset of that name. Without a GPU it would take days, so there it is cut down to seconds."""
+    import attrs
+
+    from wanstore.benchmarking.presets import preset_named
+
+    preset = preset_named(name)
+    return preset if DEVICE == "cuda" else attrs.evolve(preset, width=32, height=32, frames=5, steps=1)

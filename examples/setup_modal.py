@@ -1,0 +1,159 @@
+"""Wan 2.1 from the Hugging Face Hub to a ready float16 pipeline on a Modal Volume.
+
+    pip install modal && modal setup                    # once: an account and a token
+    modal run examples/setup_modal.py                   # from the root of a checkout of wanstore
+    modal run --detach examples/setup_modal.py          # goes on when this machine goes to sleep
+
+A function without a GPU downloads the published weights, converts them to float16 and seals the result on the
+Volume `anime-models`, where containers find it as /anime-models/wan2.1-fp16. A second container then reads every
+file back and compares it with its hash. What was stored and what it cost is printed at the end.
+
+Nothing is done twice: a second run of the same repo and revision has nothing to do but the reading back. A container
+that dies is replaced, and the new one goes on after the last whole shard. A gated or private repo needs a Modal
+secret named `huggingface-secret` that holds HF_TOKEN; without one the Hub is asked anonymously.
+
+With --detach the conversion goes on without you, the reading back does not: run the same command again to have it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import modal
+from modal_common import NAME, PRICES_DATE, REPO, VOLUME, VOLUME_GIB_MONTH_USD, image, price_usd
+
+CORES = 4
+MEMORY_GIB = 8
+"""Conversion itself needs less than 1 GiB; the rest lets the system keep files in memory."""
+
+app = modal.App("wanstore-setup", image=image)
+
+
+@app.function(
+    cpu=CORES,
+    memory=MEMORY_GIB * 1024,
+    timeout=6 * 3600,
+    retries=modal.Retries(max_retries=8, initial_delay=15.0, backoff_coefficient=1.5),
+    # It ends with its one input: nobody pays for an idle container, and its last commit is made before the check.
+    single_use_containers=True,
+)
+def set_up(volume: str, repo: str, revision: str, name: str, replace: bool) -> dict[str, Any]:
+    """Download, convert, seal and commit. What another try may mend is raised, so that Modal tries again."""
+    import wanstore
+    from wanstore.errors import BusyError, WanstoreError
+    from wanstore.manifest import to_json
+
+    began = time.monotonic()
+    try:
+        manifest = wanstore.setup(
+            repo,
+            f"modal://{volume}",
+            name=name,
+            revision=revision or None,
+            replace=replace,
+            notes={"attention": attention_backend()},
+            progress=Lines(),
+        )
+    except WanstoreError as error:
+        if error.resumable or isinstance(error, BusyError):
+            raise
+        return {"error": str(error)}
+    return {**to_json(manifest), "size_bytes": manifest.size_bytes, "seconds": time.monotonic() - began}
+
+
+@app.function(
+    cpu=CORES,
+    memory=MEMORY_GIB * 1024,
+    timeout=3600,
+    # Another container's commit may take a moment to come into view.
+    retries=modal.Retries(max_retries=3, initial_delay=20.0),
+    single_use_containers=True,
+)
+def read_back(volume: str, name: str) -> dict[str, Any]:
+    """Hash every file of the sealed pipeline again, in a container that has seen nothing of its making."""
+    import attrs
+
+    import wanstore
+
+    report = wanstore.open_store(f"modal://{volume}").verify(name)
+    return {**attrs.asdict(report), "ok": report.ok}
+
+
+def attention_backend() -> str:
+    """The attention backend to ask for at load: xformers if its CUDA extensions fit this image's torch.
+
+    More than that cannot be said without a GPU. `wanstore.load` tries the backend on the GPU, and falls back to
+    torch's own if it fails there.
+    """
+    try:
+        # Here no snapshot is taken: it does no harm that the import asks for CUDA.
+        from xformers import _cpp_lib
+    except ImportError as error:
+        print(f"attention: native, since xformers cannot be imported ({error})")
+        return "native"
+    if _cpp_lib._cpp_library_load_exception is not None:
+        print("attention: native, since xformers was built for another torch")
+        return "native"
+    return "xformers"
+
+
+class Lines:
+    """A progress for logs: a line for each tenth of a long task."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        self._totals[task], self._done[task] = total, 0
+
+    def advance(self, task: str, amount: int) -> None:
+        before, total = self._done[task], max(self._totals[task], 1)
+        self._done[task] = before + amount
+        if total > 10**8 and before * 10 // total < self._done[task] * 10 // total:
+            print(f"{task}: {self._done[task] / 1e9:.1f} of {total / 1e9:.1f} GB", flush=True)
+
+    def finish(self, task: str) -> None: ...
+
+    def message(self, text: str) -> None:
+        print(text, flush=True)
+
+
+@app.local_entrypoint()
+def main(repo: str = REPO, revision: str = "", name: str = NAME, volume: str = VOLUME, replace: bool = False) -> None:
+    mounted = {f"/{volume}": modal.Volume.from_name(volume, create_if_missing=True)}
+    stored = set_up.with_options(volumes=mounted, secrets=hugging_face_secrets()).remote(
+        volume, repo, revision, name, replace
+    )
+    if "error" in stored:
+        sys.exit(stored["error"])
+    found = read_back.with_options(volumes=mounted).remote(volume, name)
+    print_summary(volume, stored, found)
+    if not found["ok"]:
+        sys.exit(f"{name} is damaged. Run this again with --replace.")
+
+
+def hugging_face_secrets() -> list[modal.Secret]:
+    """The account's `huggingface-secret`, if there is one."""
+    secret = modal.Secret.from_name("huggingface-secret")
+    try:
+        secret.hydrate()
+    except modal.exception.NotFoundError:
+        return []
+    return [secret]
+
+
+def print_summary(volume: str, stored: dict[str, Any], found: dict[str, Any]) -> None:
+    source, gib = stored["source"], stored["size_bytes"] / 2**30
+    seconds = stored["seconds"] + found["seconds"]
+    usd = price_usd(seconds, cores=CORES, memory_gib=MEMORY_GIB)
+    print(f"""
+stored     {volume}/{stored["name"]}: {len(stored["files"])} files, {stored["size_bytes"] / 1e9:.2f} GB
+source     {source["location"]} at {source["commit"]}
+attention  {stored["notes"].get("attention", "not recorded")}
+read back  {found["files"]} files by a second container: {"all whole" if found["ok"] else "NOT whole"}
+cost       about ${usd:.4f} for {seconds:.0f} s of {CORES} cores and {MEMORY_GIB} GiB, without the containers' starts;
+           ${gib * VOLUME_GIB_MONTH_USD:.2f} a month on the Volume (prices of {PRICES_DATE})
+load it    wanstore.load("modal://{volume}/{stored["name"]}")""")

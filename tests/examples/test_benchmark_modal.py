@@ -1,0 +1,37 @@
+"""examples/benchmark_modal.py: presets fanned out over containers, one report at home."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from tests.examples.account import Account
+from wanstore.testing.sealing import seal_as_is
+
+BENCHMARK = ("run", "examples/benchmark_modal.py")
+
+
+def test_presets_are_measured_apart_and_reported_together(account: Account, tiny_fp16: Path, tmp_path: Path) -> None:
+    """A container for each; the table, the Markdown file and its JSON say the same, in the order asked for."""
+    folder = account.control.volumes.create("anime-models").folder / "wan2.1-fp16"
+    shutil.copytree(tiny_fp16, folder)
+    seal_as_is(folder)
+    out = tmp_path / "site/benchmarks.md"
+    result = account.modal(*BENCHMARK, "--presets", "480p/5s,480p/3s", "--out", str(out), WANSTORE_DEVICE="cpu")
+    assert result.returncode == 0, result.stdout
+    assert [container.name for container in account.control.containers.started] == ["measure"] * 2
+    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
+    assert [row["preset"]["name"] for row in rows] == ["480p/5s", "480p/3s"] and all(row["seconds"] > 0 for row in rows)
+    assert json.loads(out.with_suffix(".json").read_text())["safe_preset"] in ("480p/5s", "480p/3s")
+    table = [line for line in out.read_text().splitlines() if line.startswith("| 480p")]
+    assert len(table) == 2 and all(line in result.stdout for line in table)
+    assert "for about $" in result.stdout
+
+
+def test_an_unknown_preset_costs_nothing(account: Account) -> None:
+    """It is refused before any container starts."""
+    before = len(account.control.containers.started)
+    result = account.modal(*BENCHMARK, "--presets", "8k/1h", WANSTORE_DEVICE="cpu")
+    assert result.returncode == 1 and "There is no preset" in result.stdout
+    assert len(account.control.containers.started) == before
