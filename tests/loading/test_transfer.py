@@ -7,6 +7,8 @@ import ctypes
 import gc
 import itertools
 import os
+import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
 from wanstore.loading import layout as layouts
+from wanstore.loading import reads as reads_module
 from wanstore.loading import sources, to_cuda
 from wanstore.loading import transfer as transfers
 from wanstore.loading.layout import Layout, lay_out_buffers, lay_out_files
@@ -213,6 +216,54 @@ def test_the_ring_is_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: Host
     assert (host_as_gpu.pinned, host_as_gpu.events) == ({}, {})
 
 
+@pytest.mark.usefixtures("small_pieces", "reads")
+def test_a_gpu_that_fails_in_mid_transfer_leaves_nothing_behind(
+    tmp_path: Path, host_as_gpu: HostAsGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is unpinned, reads under way are waited for, and the next transfer works."""
+    save_file({"a": torch.ones(300_000)}, tmp_path / "x.safetensors")
+    copies = itertools.count()
+
+    def fail_once(target: int, source: int, size: int, stream: int) -> None:
+        if next(copies) == 5:
+            raise DeviceError("cuda:0 failed: cuMemcpyHtoDAsync gave CUDA_ERROR_DEVICE_UNAVAILABLE")
+        ctypes.memmove(target, source, size)
+
+    monkeypatch.setattr(host_as_gpu, "copy", fail_once)
+    with open_weight_file(tmp_path / "x.safetensors") as file:
+        with nothing_left(), pytest.raises(DeviceError, match="DEVICE_UNAVAILABLE"):
+            through_the_ring(file)
+        assert (host_as_gpu.pinned, host_as_gpu.events) == ({}, {})
+        _, (buffer,) = through_the_ring(file)
+    assert (buffer == 1).all()
+
+
+@pytest.mark.usefixtures("small_pieces", "host_as_gpu")
+@pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="needs glibc")
+def test_reads_that_the_c_library_refuses_are_made_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a limit on how many may be under way."""
+
+    class Refusing:
+        def __init__(self, library: Any) -> None:
+            self._library, self._asked = library, itertools.count()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._library, name)
+
+        def aio_read(self, request: Any) -> int:
+            return -1 if next(self._asked) % 3 else int(self._library.aio_read(request))
+
+    quick, slow = reads_module._glibc()
+    monkeypatch.setattr(reads_module, "_glibc", lambda: (Refusing(quick), slow))
+    values = torch.randn(300_000).half()
+    save_file({"slim": values}, tmp_path / "x.safetensors")
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        _, (buffer,) = through_the_ring(file)
+    assert torch.equal(buffer, values)
+
+
 @pytest.mark.usefixtures("small_pieces", "reads", "host_as_gpu")
 def test_stopped_work_ends_with_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No new piece begins."""
@@ -382,3 +433,35 @@ def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
     with nothing_left(), pytest.raises(KeyboardInterrupt), transfer:
         raise KeyboardInterrupt
     assert len(done) < 200
+
+
+INTERRUPTED = """
+import sys, threading, time
+from pathlib import Path
+from wanstore.loading import load
+class Slow:
+    def start(self, *_): print("starting", flush=True)
+    def advance(self, *_): print("moving", flush=True), time.sleep(0.2)
+    def finish(self, *_): ...
+    def message(self, *_): ...
+from wanstore.loading import layout
+layout.PIECE_BYTES = 64 << 10
+try:
+    load(Path(sys.argv[1]), device="cpu", sealed=False, progress=Slow())
+except KeyboardInterrupt:
+    left = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    print("interrupted", left, flush=True)
+"""
+
+
+@pytest.mark.parametrize("moment", ["starting", "moving"])
+def test_ctrl_c_ends_a_load_and_its_threads(tiny_copy: Path, moment: str) -> None:
+    """When the transfer begins, and while it goes on beside the imports."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tiny_copy)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    while process.stdout.readline() != f"{moment}\n":
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert output.splitlines()[-1] == "interrupted []"

@@ -47,15 +47,26 @@ class Transfer:
         self._uncached_bytes = 0
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # Ctrl-C while it starts: it runs all the same
+            self._stop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._work.stop()
-        self._thread.join()
+        self._stop()
         self._buffers.clear()
+
+    def _stop(self) -> None:
+        self._work.stop()
+        if self._thread.ident is None:  # it was never begun, or is about to begin
+            self._over.wait(1.0)
+        if self._thread.ident is not None:
+            self._over.wait()
+            self._thread.join()
 
     def buffers(self) -> list[torch.Tensor]:
         """The filled buffers of the layout, each of its final dtype and one dimension.
