@@ -118,7 +118,7 @@ def activate(
     """
     from wanstore.loading import activation
 
-    with quiet_libraries():
+    with collection_paused(), quiet_libraries():
         activation.activate(pipe, device, progress or Quiet())
     return pipe
 

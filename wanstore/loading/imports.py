@@ -81,7 +81,7 @@ def put_off() -> Iterator[None]:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """While the block runs there is no cyclic garbage collection: imports make objects by the million, to stay."""
+    """While the block runs there is no cyclic garbage collection: a load makes objects by the million, to stay."""
     if not gc.isenabled():
         yield
         return
