@@ -135,6 +135,12 @@ def test_deferred_weights_are_on_no_device(tiny_sealed: Path) -> None:
         load(tiny_sealed, weights="deferred", device="cuda")
 
 
+def test_weights_are_resident_or_deferred(tiny_sealed: Path) -> None:
+    """A third word is a mistake, not another way to spell one of them."""
+    with pytest.raises(NotSupportedError, match="resident or deferred"):
+        load(tiny_sealed, weights="lazy")  # type: ignore[arg-type]
+
+
 def test_an_unsealed_folder_may_be_deferred_too(tiny_copy: Path) -> None:
     """There is no manifest to hold it to; the headers still have to fit."""
     pipe = activate(load(tiny_copy, weights="deferred", sealed=False), "cpu")

@@ -65,8 +65,7 @@ def load(
     folder, progress, clock = Path(folder), progress or Quiet(), PhaseClock()
     with collection_paused(), ExitStack() as stack:
         with clock.phase("check"):
-            if weights == "deferred" and str(device or "cpu") != "cpu":
-                raise NotSupportedError("Deferred weights are on no device yet", "Name the device to activate")
+            _check_arguments(device, weights, verify=verify, sealed=sealed)
             manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
             files = stack.enter_context(open_weights(folder))
         streamed = None
@@ -123,11 +122,18 @@ def activate(
     return pipe
 
 
+def _check_arguments(device: Any, weights: str, *, verify: bool, sealed: bool) -> None:
+    if weights not in ("resident", "deferred"):
+        raise NotSupportedError(f"Weights can't be {weights!r}", "Choose resident or deferred")
+    if weights == "deferred" and str(device or "cpu") != "cpu":
+        raise NotSupportedError("Deferred weights are on no device yet", "Name the device to activate")
+    if verify and not sealed:
+        raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
+
+
 def _check(folder: Path, *, verify: bool, sealed: bool, progress: Progress) -> Manifest | None:
     if not folder.is_dir():
         raise NotFoundError(f"There is no folder {folder}", "Check the path")
-    if verify and not sealed:
-        raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
     manifest = check_sealed(folder, verify=verify, progress=progress) if sealed else None
     check_pipeline(folder)
     return manifest
