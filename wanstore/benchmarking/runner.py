@@ -1,76 +1,82 @@
-"""Runs presets on a ready pipeline and measures them."""
+"""Runs presets on a ready pipeline, in this process."""
 
 from __future__ import annotations
 
-import contextlib
+import datetime
 import platform
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from wanstore.benchmarking.measure import measure_clip, watch_memory
 from wanstore.benchmarking.presets import Preset
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow
-from wanstore.generation import generate
+from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import WanPipeline
 
-PROMPT = "Two anthropomorphic cats in comfy boxing gear fight intensely on a spotlighted stage."
 
-
+@attrs.frozen
 class PipelineBenchmarker(Benchmarker):
-    """Measures presets in this process: wall-clock time of a clip, and the peak memory while it was made."""
+    """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` ones that don't count.
 
-    def __init__(self, pipe: WanPipeline) -> None:
-        self._pipe = pipe
+    With `steps` fewer denoising steps than a preset's are run, and the report extrapolates.
+    """
+
+    pipe: WanPipeline
+    rounds: int = 1
+    warmup: int = 0
+    steps: int | None = None
 
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
         progress = progress or Quiet()
-        device: torch.device = self._pipe.device
-        return BenchmarkReport(_describe(device), tuple(self._measure(p, device, progress) for p in presets))
+        rows = tuple(self.measure(preset, progress) for preset in presets)
+        return BenchmarkReport(describe(self.pipe.device), rows)
 
-    def _measure(self, preset: Preset, device: torch.device, progress: Progress) -> BenchmarkRow:
-        peak_gib = _watch_memory(device)
+    def measure(self, preset: Preset, progress: Progress) -> BenchmarkRow:
+        """One row; what goes wrong is told in it."""
+        import torch
+
+        shorter = attrs.evolve(preset, steps=min(preset.steps, self.steps or preset.steps))
         began = time.perf_counter()
-        try:
-            generate(self._pipe, PROMPT, preset, progress=progress)
-        except (RuntimeError, MemoryError, ValueError) as error:  # out of memory is a row, not a crash
-            return BenchmarkRow(preset, failure=str(error).splitlines()[0])
-        return BenchmarkRow(preset, time.perf_counter() - began, peak_gib())
+        first = None
+        rounds = []
+        with watch_memory(self.pipe.device) as peaks:
+            try:
+                for number in range(self.warmup + self.rounds):
+                    measured, _ = measure_clip(self.pipe, shorter, progress=progress)
+                    first = first or time.perf_counter() - began
+                    if number >= self.warmup:
+                        rounds.append(measured)
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                return BenchmarkRow(preset, "out of memory", _line_of(error), memory=peaks())
+            except (RuntimeError, ValueError) as error:
+                return BenchmarkRow(preset, "failed", _line_of(error), memory=peaks())
+            return BenchmarkRow(preset, rounds=tuple(rounds), memory=peaks(), first_clip_seconds=first)
 
 
-def _describe(device: torch.device) -> str:
+def describe(device: Any) -> Environment:
+    """This machine, as far as a pipeline on `device` sees it."""
+    import os
+
+    import torch
+
     if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU"
-
-
-def _watch_memory(device: torch.device) -> Callable[[], float]:
-    """Start anew to watch peak memory; the function returned tells it in GiB.
-
-    On a GPU what torch's allocator handed out; on a CPU the process's peak resident set, which only Linux
-    lets a process start anew (proc(5), clear_refs).
-    """
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(device)
-        return lambda: torch.cuda.max_memory_allocated(device) / 2**30
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak_of_process
+        name = torch.cuda.get_device_name(device)
+        memory_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    else:
+        name = f"{platform.machine()} CPU"
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Environment(
+        device=name,
+        memory_gib=memory_gib,
+        measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    )
 
 
-def _peak_of_process() -> float:
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+def _line_of(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
