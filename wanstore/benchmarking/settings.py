@@ -5,13 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import attrs
 
 from wanstore.errors import InvalidSettingError, NotFoundError
 
-_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
+_KINDS: dict[object, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,)}
 """What TOML may hold for a field, by the field's annotation."""
 
 
@@ -32,7 +32,7 @@ def checked(cls: type[attrs.AttrsInstance], table: object, where: str) -> dict[s
     """
     if not isinstance(table, Mapping):
         raise InvalidSettingError(f"{where} is {table!r}, not a table", "Give it a [table] of its own")
-    kinds = {field.name: _KINDS[str(field.type)] for field in attrs.fields(cls) if str(field.type) in _KINDS}
+    kinds = {name: _KINDS[kind] for name, kind in get_type_hints(cls).items() if kind in _KINDS}
     for key, value in table.items():
         if key not in kinds:
             raise InvalidSettingError(f"{where}: there is no field {key!r}", f"Use {', '.join(kinds)}")
