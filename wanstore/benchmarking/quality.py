@@ -177,7 +177,7 @@ def _broken(looks: list[_Look], values: int) -> Iterator[str]:
     changes = [look.largest_change for look in looks if look.largest_change is not None]
     frozen = [change for change in changes if change < FROZEN_CHANGE]
     if frozen:
-        yield f"{len(frozen)} of {count - 1} frames equal the one before (largest change {max(frozen):.4f} at most)"
+        yield f"{len(frozen)} of {count} frames equal the one before (largest change {max(frozen):.4f} at most)"
 
 
 def _scores(looks: list[_Look]) -> tuple[dict[str, float], dict[str, str]]:
