@@ -69,10 +69,10 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
 
 
 def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
-    from wanstore.benchmarking.presets import load_presets, pick
+    from wanstore.benchmarking.presets import load_presets, preset_named
 
     presets = load_presets(file)
-    return [pick(presets, name.strip()) for name in wanted.split(",")] if wanted else list(presets.values())
+    return [preset_named(name.strip(), presets) for name in wanted.split(",")] if wanted else list(presets.values())
 
 
 def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, int]:

@@ -33,7 +33,7 @@ class ProcessBenchmarker(Benchmarker):
     then the backends that work are compared on the preset's own shape, and the fastest is used. `memory_gib` holds
     torch to that much of the GPU. A preset that takes longer than `timeout_seconds`, loading included, is stopped.
 
-    With a `report` path, pictures go into the folder `PATH's stem` beside it, and rows are saved as they come in
+    With a `report` path, pictures go into `assets/STEM` beside it, and rows are saved as they come in
     `STEM.partial.json`. A run that was stopped finds them there and measures what is missing, if all that figures
     depend on is the same; timeouts and crashes are tried again. `fresh` measures everything again.
     """
@@ -106,6 +106,7 @@ class ProcessBenchmarker(Benchmarker):
             else:
                 whole.hear(preset.name, event, told)
 
+        assets = f"assets/{self.report.stem}" if self.report else ""  # as the page has its charts
         job = Job(
             str(self.folder),
             preset,
@@ -115,12 +116,12 @@ class ProcessBenchmarker(Benchmarker):
             steps=dict(self.steps),
             memory_gib=self.memory_gib,
             attention=self.attention,
-            pictures=str(self.report.absolute().with_suffix("")) if self.report else None,
+            pictures=str(self.report.absolute().parent / assets) if self.report else None,
             began=time.time(),
         )
         end = run_worker(job, hear, self.timeout_seconds)
         if found:
-            return found[0]
+            return attrs.evolve(found[0], frames=tuple(f"{assets}/{name}" for name in found[0].frames))
         return BenchmarkRow(preset, "timeout" if end.timed_out else "crash", end.reason)
 
     def _key(self, preset: Preset, manifest: Manifest, environment: Environment) -> str:

@@ -36,7 +36,7 @@ class PipelineBenchmarker(Benchmarker):
     """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` short ones that don't count.
 
     With `steps`, by preset name, fewer denoising steps than a preset's are run, and the report extrapolates. With
-    `pictures` a sheet of each clip's frames is saved in that folder. `began`, by `time.time`, is when the process
+    `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`, is when the process
     started that loads the pipeline and makes its first clip.
     """
 
@@ -95,7 +95,7 @@ class PipelineBenchmarker(Benchmarker):
         path = self.pictures / f"{preset.name.replace('/', '-')}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(frames, path)
-        return (f"{self.pictures.name}/{path.name}",)
+        return (path.name,)
 
 
 def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 if TYPE_CHECKING:
-    from wanstore.benchmarking.report import BenchmarkRow
+    from wanstore.benchmarking.report import BenchmarkRow, Memory
 
 MEMORY_SHARE = 0.8
 """Of the smallest GPU's memory: the rest is for fragments, other prompts, and other processes."""
@@ -25,29 +25,57 @@ class SafeChoice:
 def choose_safe(rows: Sequence[BenchmarkRow], memory_gib: float) -> SafeChoice:
     """The cheapest preset by p95 that worked, passed all hard checks and leaves a fifth of `memory_gib` free.
 
-    Ties are decided by memory.
+    `memory_gib` is the smallest GPU's that clips are to be made on. The rows come from one machine, so the quickest
+    is the cheapest. Ties are decided by memory, and then by name.
     """
-    reasons, fit = [], []
-    for row in rows:
-        why_not = _why_not(row, memory_gib)
-        if why_not:
-            reasons.append(f"{row.preset.name} {why_not}")
-        else:
-            fit.append(row)
+    if not rows:
+        return SafeChoice(None, ("no preset was measured",))
+    why_not = [(row, _why_not(row, memory_gib)) for row in rows]
+    refused = tuple(f"{row.preset.name} {reason}" for row, reason in why_not if reason)
+    fit = sorted((row for row, reason in why_not if not reason), key=_cost)
     if not fit:
-        return SafeChoice(None, tuple(reasons))
-    best = min(fit, key=lambda row: (row.seconds_p95, row.memory.allocated_gib if row.memory else 0.0))
-    peak = f", {best.memory.allocated_gib:.1f} of {memory_gib:.1f} GiB" if best.memory else ""
-    cheapest = f"{best.preset.name} is the quickest that qualifies: {best.seconds_p95:.1f} s (p95){peak}"
-    return SafeChoice(best.preset.name, (cheapest, *reasons))
+        return SafeChoice(None, ("no preset qualifies", *refused))
+    best, *others = fit
+    dearer = tuple(f"{row.preset.name} qualifies too, and takes {row.seconds_p95:.1f} s (p95)" for row in others)
+    return SafeChoice(best.preset.name, (*_why(best, memory_gib), *dearer, *refused))
+
+
+def needed_gib(memory: Memory) -> float:
+    """The peak that a preset needs: what torch handed out, and what the device held besides torch's allocator.
+
+    What the allocator reserved but did not hand out is left out: it grows with the card, and is given back when
+    memory is short.
+    """
+    if memory.device_gib is None:
+        return memory.allocated_gib
+    reserved = memory.allocated_gib if memory.reserved_gib is None else memory.reserved_gib
+    return memory.allocated_gib + max(memory.device_gib - reserved, 0.0)
+
+
+def _cost(row: BenchmarkRow) -> tuple[float, float, str]:
+    return row.seconds_p95, needed_gib(row.memory) if row.memory else 0.0, row.preset.name
+
+
+def _why(best: BenchmarkRow, memory_gib: float) -> tuple[str, ...]:
+    name = best.preset.name
+    need = needed_gib(best.memory) if best.memory else 0.0
+    steps = len(best.rounds[0].steps)
+    guess = f", extrapolated from {steps} of {best.preset.steps} steps" if best.extrapolated else ""
+    return (
+        f"{name} is the cheapest that qualifies: {best.seconds_p95:.1f} s (p95{guess})",
+        f"{name} needs {need:.1f} of {memory_gib:.1f} GiB, {need / memory_gib:.0%}; up to {MEMORY_SHARE:.0%} is safe",
+        f"{name} passed every check of its frames" if best.quality else f"{name}'s frames were not checked",
+    )
 
 
 def _why_not(row: BenchmarkRow, memory_gib: float) -> str:
     if not row.worked:
-        return f"did not work: {row.status}"
+        return f"did not work: {row.status}" + (f" ({row.reason})" if row.reason else "")
     if row.quality and row.quality.failures:
-        return f"failed a check: {row.quality.failures[0]}"
-    peak = max((row.memory.device_gib or 0.0, row.memory.allocated_gib)) if row.memory else 0.0
-    if peak > MEMORY_SHARE * memory_gib:
-        return f"took {peak:.1f} GiB, more than {MEMORY_SHARE:.0%} of {memory_gib:.1f}"
+        return f"failed a check of its frames: {', '.join(row.quality.failures)}"
+    if row.memory is None:
+        return "was measured without its memory"
+    need = needed_gib(row.memory)
+    if need > MEMORY_SHARE * memory_gib:
+        return f"needs {need:.1f} of {memory_gib:.1f} GiB, {need / memory_gib:.0%}; up to {MEMORY_SHARE:.0%} is safe"
     return ""
