@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanstore.benchmarking import sections
+from wanstore.benchmarking.charts import draw
 from wanstore.benchmarking.cost import PRICES, Prices
 from wanstore.benchmarking.markdown import NONE, clip_of, measured_on, number, result_of, table
-from wanstore.benchmarking.charts import draw
 from wanstore.errors import plain_os_errors
 from wanstore.terminal import plain_table
 

@@ -61,10 +61,10 @@ class BenchmarkRow:
 
     `status` is `ok`, `out of memory`, `timeout`, `crash` or `failed`, and `reason` says more. `rounds` are those
     after the warm-up. `load_seconds` and `first_clip_seconds` count from the start of the process that measured,
-    None where the pipeline was loaded before. `energy_joules` is what the GPU spent on a clip as it was measured,
-    with the steps that were run. `attention` is the backend that was used; `attention_seconds`, where backends were
-    compared, what one self-attention of the preset's own shape took with each that works. `frames` are pictures of
-    the clip, as paths beside the report.
+    None where the pipeline was loaded before. `energy_joules` is what the GPU spent on a clip. With fewer steps
+    measured, it and the first clip are extrapolated as clips are. `attention` is the backend that was used;
+    `attention_seconds`, where backends were compared, what one self-attention of the preset's own shape took with
+    each that works. `frames` are pictures of the clip, as paths beside the report.
     """
 
     preset: Preset

@@ -36,8 +36,8 @@ class PipelineBenchmarker(Benchmarker):
     """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` short ones that don't count.
 
     With `steps`, by preset name, fewer denoising steps than a preset's are run, and the report extrapolates. With
-    `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`, is when the process
-    started that loads the pipeline and makes its first clip.
+    `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`,
+    is when the process started that loads the pipeline and makes its first clip.
     """
 
     pipe: WanPipeline
@@ -66,7 +66,7 @@ class PipelineBenchmarker(Benchmarker):
         counted = attrs.evolve(preset, steps=steps_run(preset, self.steps))
         short = attrs.evolve(counted, steps=min(WARM_UP_STEPS, counted.steps))
         measured, ends = [], []
-        joules = None
+        joules = watch.joules()
         for number in range(self.warmup + self.rounds):
             if number == self.warmup:
                 joules = watch.joules()
@@ -76,12 +76,11 @@ class PipelineBenchmarker(Benchmarker):
             ends.append(time.time())
         spent = watch.joules()
         rounds = tuple(measured[self.warmup :])
-        memory = watch.peaks()  # before frames are looked at, which takes memory of its own
         return BenchmarkRow(
             preset,
             rounds=rounds,
-            memory=memory,
-            energy_joules=(spent - joules) / len(rounds) if spent is not None and joules is not None else None,
+            memory=watch.peaks(),  # before frames are looked at, which takes memory of its own
+            energy_joules=_energy(joules, spent, rounds, preset),
             quality=examine(frames, counted),
             first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
             frames=self._picture(frames, preset),
@@ -139,3 +138,11 @@ def _first_clip(seconds: float, first: Round, rounds: Sequence[Round], preset: P
     """What the first clip took, `seconds` from the process's start, with all of the preset's steps."""
     missing = preset.steps - len(first.steps)
     return seconds + missing * statistics.median(step for one in rounds for step in one.steps)
+
+
+def _energy(before: float | None, after: float | None, rounds: Sequence[Round], preset: Preset) -> float | None:
+    """Joules of a clip; with fewer steps measured, more in proportion to its seconds."""
+    if before is None or after is None:
+        return None
+    seconds = statistics.mean(one.seconds_at(preset.steps) for one in rounds)
+    return (after - before) * seconds / sum(one.seconds for one in rounds)

@@ -98,8 +98,8 @@ def memory(report: BenchmarkReport, pictures: Mapping[str, str] | None) -> list[
     limit = f"torch was held to {cap:g} GiB" if cap is not None else "torch could have all of it"
     note = (
         f"The device has {report.environment.memory_gib:.1f} GiB; {limit}. Handed out and reserved are peaks of "
-        "torch's allocator. Needed is what was handed out, and what the device held besides the allocator: what it reserved "
-        "beyond that is given back when memory is short."
+        "torch's allocator. Needed is what was handed out, and what the device held besides the allocator: what it "
+        "reserved beyond that is given back when memory is short."
     )
     head = ["preset", "#handed out GiB", "#reserved GiB", "#in use on the device GiB", "#needed GiB"]
     chart = _chart(pictures, "memory", "Peak memory of each preset, with the limits as lines")
@@ -206,7 +206,7 @@ def how(report: BenchmarkReport) -> list[str]:
         "measured at": environment.measured_at,
         "weights": environment.weights,
         "clips measured": ", ".join(f"{row.preset.name}: {len(row.rounds)}" for row in report.rows if row.worked),
-        "attention": ", ".join(f"{row.preset.name}: {row.attention}" for row in report.rows if row.attention),
+        "attention": "; ".join(f"{row.preset.name}: {_attention(row)}" for row in report.rows if row.attention),
         "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
     }
     lines = ["## How it was measured", "", *table(["", ""], [[k, v] for k, v in facts.items() if v]), ""]
@@ -221,3 +221,9 @@ def _chart(pictures: Mapping[str, str] | None, name: str, alt: str) -> list[str]
 
 def _note(row: BenchmarkRow) -> str:
     return "; ".join(text for text in ("" if row.worked else row.reason, row.preset.notes) if text)
+
+
+def _attention(row: BenchmarkRow) -> str:
+    """The backend, and what it was chosen from."""
+    compared = ", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in row.attention_seconds.items())
+    return f"{row.attention}, the fastest (ms: {compared})" if compared else row.attention
