@@ -88,7 +88,7 @@ def test_tiny_frames_keep_their_pixels(tmp_path: Path) -> None:
 def test_a_broken_clip_still_makes_a_sheet(tmp_path: Path) -> None:
     """Values that are not finite or out of range are shown, not raised."""
     clip = noise(5, 48, 80)
-    clip[0], clip[1], clip[2], clip[3] = np.nan, np.inf, -np.inf, 7
+    clip[0], clip[1], clip[2], clip[3] = np.nan, np.inf, -np.inf, 1.5
     contact_sheet(clip, tmp_path / "sheet.png")
     row = np.asarray(opened(tmp_path / "sheet.png"))[40].astype(int)
     middles = [6 + 96 + place * 198 for place in range(4)]

@@ -72,6 +72,14 @@ def test_a_single_value_that_is_not_finite_fails(value: float) -> None:
     assert set(quality.missing) == SCORES
 
 
+def test_a_frame_that_is_not_finite_is_compared_with_nothing() -> None:
+    """The frames around it are not neighbours, equal or not."""
+    clip = gradient()
+    clip[3] = np.nan
+    clip[4] = clip[2]
+    assert len(examine(clip, PRESET).failures) == 1
+
+
 def test_frames_of_another_size_fail() -> None:
     """Width and height are told as they are and as the preset wants them."""
     quality = examine(gradient()[:, :32], PRESET)
@@ -94,11 +102,12 @@ def test_what_is_no_clip_fails_without_scores(broken: Clip) -> None:
     assert set(quality.missing) == {*SCORES, "psnr", "ssim"}
 
 
-def test_one_black_frame_fails() -> None:
-    """Even with a hot pixel in it; it is not called blank as well."""
+@pytest.mark.parametrize("hot_pixel", [0.0, 1.0])
+def test_one_black_frame_fails(hot_pixel: float) -> None:
+    """Even with a hot pixel in it; it is not called one colour as well."""
     clip = gradient()
     clip[4] = 0
-    clip[4, 0, 0] = 1
+    clip[4, 0, 0] = hot_pixel
     (failure,) = examine(clip, PRESET).failures
     assert failure.startswith("1 of 9 frames are black")
 
@@ -258,6 +267,23 @@ def test_ssim_of_flat_frames_is_known() -> None:
     clip, other = np.full((3, 16, 16, 3), 0.5, np.float64), np.full((3, 16, 16, 3), 0.6, np.float64)
     expected = (2 * 0.5 * 0.6 + 0.01**2) / (0.5**2 + 0.6**2 + 0.01**2)
     assert examine(other, PRESET, clip).scores["ssim"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_ssim_has_the_window_of_the_paper() -> None:
+    """A frame of 11×11 has one full window: weights of a Gaussian with sigma 1.5, and the paper's formula."""
+    skimage()
+    grey, other = noise()[:1, :11, :11, :1].astype(np.float64), noise(seed=1)[:1, :11, :11, :1].astype(np.float64)
+    bell = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    weights = np.outer(bell, bell) / np.outer(bell, bell).sum()
+    x, y = grey[0, :, :, 0], other[0, :, :, 0]
+    mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+    spread_x, spread_y = (weights * x**2).sum() - mean_x**2, (weights * y**2).sum() - mean_y**2
+    both = (weights * x * y).sum() - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    expected = (2 * mean_x * mean_y + c1) * (2 * both + c2)
+    expected /= (mean_x**2 + mean_y**2 + c1) * (spread_x + spread_y + c2)
+    quality = examine(np.repeat(other, 3, axis=3), PRESET, np.repeat(grey, 3, axis=3))
+    assert quality.scores["ssim"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_ssim_falls_with_the_error() -> None:
