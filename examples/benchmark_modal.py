@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import modal
-from modal_common import DEVICE, GPU_SECOND_USD, NAME, PRICES_DATE, VOLUME, image, preset_to_run, price_usd
+from modal_common import DEVICE, NAME, VOLUME, image, preset_to_run
+
+from wanstore.benchmarking.cost import PRICES
 
 GPU = "L4"
 CORES, MEMORY_GIB = 2, 16
@@ -69,7 +71,7 @@ def main(
 
 
 def cost(seconds: float, gpu: str) -> str:
-    if gpu and gpu not in GPU_SECOND_USD:
-        return f"{seconds:.0f} s of {gpu}, whose price is not in modal_common.py"
-    usd = price_usd(seconds, cores=CORES, memory_gib=MEMORY_GIB, gpu=gpu)
-    return f"{seconds:.0f} s of {gpu or 'CPU'} for about ${usd:.4f} (prices of {PRICES_DATE})"
+    if gpu and gpu not in PRICES.gpu_second:
+        return f"{seconds:.0f} s of {gpu}, whose price is not in wanstore's table"
+    usd = PRICES.usd(seconds, cores=CORES, memory_gib=MEMORY_GIB, gpu=gpu)
+    return f"{seconds:.0f} s of {gpu or 'CPU'} for about ${usd:.4f} (prices of {PRICES.date})"

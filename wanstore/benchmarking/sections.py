@@ -43,26 +43,24 @@ def safe(report: BenchmarkReport) -> list[str]:
 
 
 def results(report: BenchmarkReport, prices: Prices) -> list[str]:
-    """The table of everything."""
+    """The table of everything. Six columns are what a page holds without scrolling."""
     gpu = prices.gpu_of(report.environment.device)
-    energy = any(row.energy_joules is not None for row in report.rows)
-    head = ["preset", "clip", "result", "#s, p50", "#s, p95", "#s a step", "#peak GiB, torch", "#peak GiB, device"]
-    head += [*(["#kJ a clip"] if energy else []), *(["#$ a clip"] if gpu else [])]
     rows = []
     for row in report.rows:
         about = "≈ " if row.extrapolated else ""
-        seconds, cost = [NONE] * 3, NONE
+        clip, step, dollars, peak = NONE, NONE, NONE, NONE
         if row.worked:
-            seconds = [about + number(row.seconds_p50), about + number(row.seconds_p95), number(row.step_seconds)]
-            cost = about + usd(clip_cost(prices, gpu, row.seconds_p50, None).warm) if gpu else NONE
-        peaks = [gib(row.memory.allocated_gib), gib(row.memory.device_gib)] if row.memory else [NONE] * 2
-        joules = row.energy_joules
-        ends = [*([number(joules / 1000 if joules is not None else None)] if energy else []), *([cost] if gpu else [])]
-        rows.append([f"**{row.preset.name}**", clip_of(row.preset), result_of(row), *seconds, *peaks, *ends])
-    notes = [f"- **{row.preset.name}**: {note}." for row in report.rows if (note := _note(row))]
-    about = "≈ is extrapolated: fewer steps were measured, and the rest is counted at their median."
+            clip = f"{about}{number(row.seconds_p50)} / {number(row.seconds_p95)}"
+            step = number(row.step_seconds)
+            dollars = about + usd(clip_cost(prices, gpu, row.seconds_p50, None).warm) if gpu else NONE
+        if row.memory:
+            peak = f"{gib(row.memory.allocated_gib)} / {gib(row.memory.device_gib)}"
+        rows.append([f"**{row.preset.name}**", result_of(row), clip, step, peak, dollars])
+    head = ["preset", "result", "#s a clip, p50 / p95", "#s a step", "#peak GiB, torch / device", "#$ a clip"]
+    notes = [f"- **{row.preset.name}**: {'; '.join(_notes(row))}." for row in report.rows]
+    told = "≈ is extrapolated: fewer steps were measured, and the rest is counted at their median."
     extrapolated = any(row.worked and row.extrapolated for row in report.rows)
-    return ["## Results", "", *table(head, rows), "", *([about, ""] if extrapolated else []), *notes, ""]
+    return ["## Results", "", *table(head, rows), "", *([told, ""] if extrapolated else []), *notes, ""]
 
 
 def stages(report: BenchmarkReport, pictures: Mapping[str, str] | None) -> list[str]:
@@ -71,16 +69,17 @@ def stages(report: BenchmarkReport, pictures: Mapping[str, str] | None) -> list[
     for row in report.rows:
         if row.worked:
             seconds = stage_seconds(row)
-            share = f"{seconds['denoising'] / row.seconds_p50:.1%}"
-            rows.append([row.preset.name, *(number(seconds[stage]) for stage in (*STAGES, "rest")), share])
+            cells = {stage: number(seconds[stage]) for stage in (*STAGES, "rest")}
+            cells["denoising"] += f" ({seconds['denoising'] / row.seconds_p50:.0%})"
+            rows.append([row.preset.name, *cells.values()])
     if not rows:
         return []
-    head = ["preset", *(f"#{stage} s" for stage in STAGES), "#rest s", "#denoising, of the clip"]
     note = (
         "Medians of the rounds. Text is the encoding of the prompts, writing that of the frames as a video file. "
         "The rest lies between the stages, measuring included."
     )
     chart = _chart(pictures, "time", "Seconds of a clip by stage, for each preset")
+    head = ["preset", *(f"#{stage} s" for stage in (*STAGES, "rest"))]
     return ["## Where the time goes", "", *chart, *table(head, rows), "", note, ""]
 
 
@@ -130,19 +129,26 @@ def costs(report: BenchmarkReport, prices: Prices) -> list[str]:
 
 
 def quality(report: BenchmarkReport) -> list[str]:
-    """What the checks of the frames found."""
-    checked = [(row.preset.name, row.quality) for row in report.rows if row.quality]
+    """What the checks of the frames found: a column for each preset, as there are more scores than presets."""
+    checked = {row.preset.name: row.quality for row in report.rows if row.quality}
     if not checked:
         return []
-    scores = list(dict.fromkeys(name for _, found in checked for name in (*found.scores, *found.missing)))
-    rows = []
-    for name, found in checked:
-        figures = [f"{found.scores[score]:.3g}" if score in found.scores else NONE for score in scores]
-        rows.append([name, ", ".join(found.failures) or "none", *figures])
-    head = ["preset", "failed checks", *(f"#{score.replace('_', ' ')}" for score in scores)]
-    missing = sorted({f"- {score} is missing: {why}." for _, found in checked for score, why in found.missing.items()})
+    scores = dict.fromkeys(name for found in checked.values() for name in found.scores)
+    rows = [["checks", *("failed" if found.failures else "passed" for found in checked.values())]]
+    for score in scores:
+        figures = (f"{found.scores[score]:.3g}" if score in found.scores else NONE for found in checked.values())
+        rows.append([score.replace("_", " "), *figures])
+    head = ["", *(f"#{name}" for name in checked)]
+    failures = [
+        f"- **{name}** failed: {', '.join(found.failures)}." for name, found in checked.items() if found.failures
+    ]
+    missing = dict.fromkeys(
+        f"- {score.replace('_', ' ')} is missing: {why}."
+        for found in checked.values()
+        for score, why in found.missing.items()
+    )
     note = "What the checks and scores mean: [Quality notes](benchmarking.md#quality-notes)."
-    return ["## Quality", "", *table(head, rows), "", note, "", *missing, ""]
+    return ["## Quality", "", *table(head, rows), "", note, "", *failures, *missing, ""]
 
 
 def clips(report: BenchmarkReport) -> list[str]:
@@ -155,18 +161,19 @@ def clips(report: BenchmarkReport) -> list[str]:
 
 
 def loads(report: BenchmarkReport) -> list[str]:
-    """The time until a pipeline is ready, and until its first clip."""
+    """The time until a pipeline is ready, and until its first clip; and the energy of a clip."""
     rows = [
-        [row.preset.name, number(row.load_seconds), number(row.first_clip_seconds)]
+        [row.preset.name, number(row.load_seconds), number(row.first_clip_seconds), _kilojoules(row)]
         for row in report.rows
-        if row.load_seconds is not None or row.first_clip_seconds is not None
+        if any(one is not None for one in (row.load_seconds, row.first_clip_seconds, row.energy_joules))
     ]
     if not rows:
         return []
-    note = "Both from the start of the process, imports included."
+    note = "Load and first clip are counted from the start of the process, imports included."
     if any(row.extrapolated for row in report.rows):
-        note += " First clips are extrapolated to the preset's steps as all clips are."
-    return ["## Load and first clip", "", *table(["preset", "#load s", "#first clip s"], rows), "", note, ""]
+        note += " First clips and energy are extrapolated to the preset's steps as clips are."
+    head = ["preset", "#load s", "#first clip s", "#energy of a clip, kJ"]
+    return ["## Load, first clip, energy", "", *table(head, rows), "", note, ""]
 
 
 def estimates(report: BenchmarkReport, prices: Prices) -> list[str]:
@@ -219,8 +226,13 @@ def _chart(pictures: Mapping[str, str] | None, name: str, alt: str) -> list[str]
     return [f"![{alt}]({pictures[name]})", ""] if name in pictures else []
 
 
-def _note(row: BenchmarkRow) -> str:
-    return "; ".join(text for text in ("" if row.worked else row.reason, row.preset.notes) if text)
+def _notes(row: BenchmarkRow) -> list[str]:
+    reason = "" if row.worked else row.reason
+    return [text.rstrip(".") for text in (clip_of(row.preset), row.preset.notes, reason) if text]
+
+
+def _kilojoules(row: BenchmarkRow) -> str:
+    return number(row.energy_joules / 1000 if row.energy_joules is not None else None)
 
 
 def _attention(row: BenchmarkRow) -> str:
