@@ -87,6 +87,10 @@ class DeviceError(WanstoreError):
     """The device has too little memory, failed, or is gone."""
 
 
+class DeviceMemoryError(DeviceError):
+    """The device has too little memory."""
+
+
 @contextmanager
 def plain_os_errors(where: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write below `where` into errors with a next step."""

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from wanstore.benchmarking.nvml import DeviceWatch, watch_device
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import Memory, Round
 from wanstore.generation import generate, write_clip
@@ -50,19 +53,41 @@ def measure_clip(
 
 
 @contextlib.contextmanager
-def watch_memory(device: torch.device) -> Iterator[Callable[[], Memory]]:
-    """While the block runs; the function given tells the peaks since it began."""
-    if device.type == "cuda":
+def watch_memory(device: torch.device) -> Iterator[Watch]:
+    """While the block runs; what is given tells the peaks since it began, and the energy."""
+    with watch_device(device) as gpu:
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):  # proc(5), clear_refs: only Linux lets a process start its peak anew
+                Path("/proc/self/clear_refs").write_text("5")
+        yield Watch(device, gpu)
+
+
+@attrs.frozen
+class Watch:
+    """A device that is watched; `gpu` is None where NVML does not tell."""
+
+    device: torch.device
+    gpu: DeviceWatch | None
+
+    def peaks(self) -> Memory:
+        """Since the watch began."""
+        if self.device.type != "cuda":
+            return Memory(_peak_of_process())
         import torch
 
-        torch.cuda.reset_peak_memory_stats(device)
-        yield lambda: Memory(
-            torch.cuda.max_memory_allocated(device) / 2**30, torch.cuda.max_memory_reserved(device) / 2**30
+        return Memory(
+            torch.cuda.max_memory_allocated(self.device) / 2**30,
+            torch.cuda.max_memory_reserved(self.device) / 2**30,
+            self.gpu.peak_gib if self.gpu else None,
         )
-        return
-    with contextlib.suppress(OSError):  # proc(5), clear_refs: only Linux lets a process start its peak anew
-        Path("/proc/self/clear_refs").write_text("5")
-    yield lambda: Memory(_peak_of_process())
+
+    def joules(self) -> float | None:
+        """A counter: only differences mean something."""
+        return self.gpu.joules() if self.gpu else None
 
 
 class _Clock:

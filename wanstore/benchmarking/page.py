@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanstore.benchmarking import sections
+from wanstore.benchmarking.charts import draw
 from wanstore.benchmarking.cost import PRICES, Prices
 from wanstore.benchmarking.markdown import NONE, clip_of, measured_on, number, result_of, table
-from wanstore.benchmarking.pictures import draw
 from wanstore.errors import plain_os_errors
 from wanstore.terminal import plain_table
 
@@ -47,7 +47,7 @@ def write(report: BenchmarkReport, path: Path, *, prices: Prices | None = None) 
             sections.memory(report, pictures),
             sections.costs(report, prices),
             sections.quality(report),
-            sections.clips(report, pictures),
+            sections.clips(report),
             sections.loads(report),
             sections.estimates(report, prices),
             sections.how(report),

@@ -1,137 +1,51 @@
-"""A report's pictures: charts of time and memory as SVG, and a contact sheet of each clip."""
+"""Pictures of a clip for the report."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow
-from wanstore.benchmarking.safe import MEMORY_SHARE
-from wanstore.benchmarking.stages import STAGES, stage_seconds
+from wanstore.benchmarking.presets import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    import numpy
 
-COLORS = {"text": "#8a94a6", "denoising": "#f08c00", "decoding": "#1c7ed6", "writing": "#2f9e44"}
-TEXT_COLOR = "#7a8290"
-"""Readable on white and on black."""
-LIMIT_COLOR = "#e03131"
-SHEET_WIDTH = 320
-"""Of a frame in a contact sheet, in pixels."""
+_FRAMES = 6
+_BOX = (192, 144)  # six of them make a sheet of about 1200 pixels
+_GAP = 6
+_LABEL = 20
+_BACKGROUND, _INK = (22, 24, 29), (200, 204, 212)  # dark, so that it suits light pages and dark ones
+_JPEG_QUALITY = 85
+_PNG_COLOURS = 96  # noise does not compress: a byte a pixel keeps it small
 
 
-def draw(report: BenchmarkReport, folder: Path, below: str) -> dict[str, str] | None:
-    """Draws into `folder/below`. What was drawn, as paths below `folder`; None where matplotlib is not installed.
+def contact_sheet(frames: numpy.ndarray[Any, Any], path: Path) -> None:
+    """Six evenly spaced frames of a clip in a row, each with its time, as a JPEG or PNG by the name of `path`.
 
-    Its keys are `time`, `memory`, and the name of each preset that has frames. Pillow comes with matplotlib.
+    `frames` is frames × height × width × 3, floats from 0 to 1, at 16 frames a second; values that are not finite
+    are shown as black or white. The sheet is at most 1200 pixels wide and takes less than 150 kB even of noise.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        return None
-    (folder / below).mkdir(parents=True, exist_ok=True)
-    drawn = {}
-    if any(row.worked for row in report.rows):
-        drawn["time"] = f"{below}/time.svg"
-        _draw_time(report, folder / drawn["time"])
-    if any(row.memory for row in report.rows):
-        drawn["memory"] = f"{below}/memory.svg"
-        _draw_memory(report, folder / drawn["memory"])
-    for row in report.rows:
-        frames = [folder / frame for frame in row.frames if (folder / frame).is_file()]
-        if frames:
-            drawn[row.preset.name] = f"{below}/{row.preset.name.replace('/', '-')}.jpg"
-            _draw_sheet(frames, folder / drawn[row.preset.name])
-    return drawn
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
 
+    chosen = sorted({round(at) for at in np.linspace(0, len(frames) - 1, _FRAMES)})
+    height, width = frames.shape[1:3]
+    scale = min(_BOX[0] / width, _BOX[1] / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    # Tiny frames keep their pixels; large ones are smoothed.
+    resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
 
-def _draw_time(report: BenchmarkReport, target: Path) -> None:
-    figure, ax = _canvas([row.preset.name for row in report.rows])
-    for place, row in enumerate(report.rows):
-        end, text = 0.0, row.status
-        if row.worked:
-            text = f"{'≈ ' if row.extrapolated else ''}{row.seconds_p50:.1f} s, {row.step_seconds:.2f} s a step"
-            seconds = stage_seconds(row)
-            for stage in STAGES:
-                ax.barh(place, seconds[stage], left=end, height=0.62, color=COLORS[stage])
-                end += seconds[stage]
-        ax.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center", color=TEXT_COLOR)
-    ax.set_xlim(0, ax.get_xlim()[1] * 1.3)  # room for what stands beside the longest bar
-    _finish(figure, ax, "seconds a clip, by stage", {stage: COLORS[stage] for stage in STAGES}, target)
-
-
-def _draw_memory(report: BenchmarkReport, target: Path) -> None:
-    figure, ax = _canvas([f"{row.preset.name}\n{_peak(row)}" for row in report.rows])
-    for place, row in enumerate(report.rows):
-        if row.memory:
-            ax.barh(place, row.memory.device_gib or 0.0, height=0.62, color=COLORS["text"], alpha=0.5)
-            ax.barh(place, row.memory.allocated_gib, height=0.62, color=COLORS["denoising"])
-    device, cap = report.environment.memory_gib, report.environment.memory_cap_gib
-    _limit(ax, device, f"the device: {device:.1f}", "right")
-    if cap is not None:
-        _limit(ax, cap, f"held to {cap:g}", "left")
-    _limit(ax, MEMORY_SHARE * (device if cap is None else cap), f"safe: {MEMORY_SHARE:.0%}", "right", dashed=True)
-    ax.set_xlim(0, ax.get_xlim()[1])
-    keys = {"handed out by torch": COLORS["denoising"], "in use on the device": COLORS["text"]}
-    _finish(figure, ax, "peak memory, GiB", keys, target)
-
-
-def _peak(row: BenchmarkRow) -> str:
-    peak = f"{row.memory.allocated_gib:.1f} GiB" if row.memory else ""
-    return peak if row.worked else row.status
-
-
-def _draw_sheet(frames: list[Path], target: Path) -> None:
-    from PIL import Image
-
-    pictures = []
-    for path in frames:
-        with Image.open(path) as opened:
-            height = round(opened.height * SHEET_WIDTH / opened.width)
-            pictures.append(opened.convert("RGB").resize((SHEET_WIDTH, height)))
-    columns = min(len(pictures), 4)
-    height = max(picture.height for picture in pictures)
-    sheet = Image.new("RGB", (columns * SHEET_WIDTH, -(-len(pictures) // columns) * height))
-    for place, picture in enumerate(pictures):
-        sheet.paste(picture, (place % columns * SHEET_WIDTH, place // columns * height))
-    sheet.save(target, quality=85)
-
-
-def _canvas(names: list[str]) -> tuple[Figure, Axes]:
-    """A line for each name, from the top. A figure of its own: pyplot's global state is the caller's."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 0.45 * len(names) + 1.3), layout="constrained")
-    FigureCanvasSVG(figure)
-    ax = figure.subplots()
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    return figure, ax
-
-
-def _limit(ax: Axes, gib: float, text: str, side: str, *, dashed: bool = False) -> None:
-    """A line down the chart, and above it what it is, on that side of the line's end."""
-    ax.axvline(gib, color=LIMIT_COLOR, linestyle=":" if dashed else "-", linewidth=1.3)
-    ax.annotate(
-        text, (gib, 1), (-2 if side == "right" else 2, 3), xycoords=("data", "axes fraction"),
-        textcoords="offset points", ha=side, va="bottom", color=LIMIT_COLOR, fontsize=8.5,
-    )  # fmt: skip
-
-
-def _finish(figure: Figure, ax: Axes, label: str, keys: dict[str, str], target: Path) -> None:
-    """The same looks for all charts, and the same bytes for the same report."""
-    import matplotlib as mpl
-    from matplotlib.patches import Patch
-
-    ax.set_xlabel(label, color=TEXT_COLOR)
-    ax.tick_params(colors=TEXT_COLOR, length=0)
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
-    ax.spines["bottom"].set_color(TEXT_COLOR)
-    figure.legend(
-        handles=[Patch(color=color, label=name) for name, color in keys.items()], loc="outside upper center",
-        ncols=len(keys), frameon=False, labelcolor=TEXT_COLOR,
-    )  # fmt: skip
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": target.name}):
-        figure.savefig(target, transparent=True, metadata={"Date": None})
+    sheet = Image.new("RGB", (_GAP + len(chosen) * (size[0] + _GAP), _GAP + size[1] + _LABEL), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for place, at in enumerate(chosen):
+        pixels = (np.nan_to_num(frames[at], posinf=1, neginf=0).clip(0, 1) * 255).round().astype(np.uint8)
+        left = _GAP + place * (size[0] + _GAP)
+        sheet.paste(Image.fromarray(pixels).resize(size, resampling), (left, _GAP))
+        middle = (left + size[0] / 2, _GAP + size[1] + _LABEL / 2)
+        draw.text(middle, f"{at / FRAMES_PER_SECOND:.1f} s", _INK, font, anchor="mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".png":
+        sheet.quantize(_PNG_COLOURS).save(path, optimize=True)
+    else:
+        sheet.save(path, quality=_JPEG_QUALITY, optimize=True)

@@ -61,7 +61,10 @@ class BenchmarkRow:
 
     `status` is `ok`, `out of memory`, `timeout`, `crash` or `failed`, and `reason` says more. `rounds` are those
     after the warm-up. `load_seconds` and `first_clip_seconds` count from the start of the process that measured,
-    None where the pipeline was loaded before. `frames` are pictures of the clip, as paths beside the report.
+    None where the pipeline was loaded before. `energy_joules` is what the GPU spent on a clip. With fewer steps
+    measured, it and the first clip are extrapolated as clips are. `attention` is the backend that was used;
+    `attention_seconds`, where backends were compared, what one self-attention of the preset's own shape took with
+    each that works. `frames` are pictures of the clip, as paths beside the report.
     """
 
     preset: Preset
@@ -72,6 +75,7 @@ class BenchmarkRow:
     quality: Quality | None = None
     energy_joules: float | None = None
     attention: str = ""
+    attention_seconds: Mapping[str, float] = attrs.field(factory=dict)
     load_seconds: float | None = None
     first_clip_seconds: float | None = None
     frames: tuple[str, ...] = ()

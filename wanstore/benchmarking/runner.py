@@ -3,33 +3,49 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
+import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from wanstore.benchmarking.measure import measure_clip, watch_memory
+from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
+from wanstore.benchmarking.nvml import driver_version
 from wanstore.benchmarking.presets import Preset
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
+from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Round
+from wanstore.errors import DeviceMemoryError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
+from wanstore.versions import versions
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
+WARM_UP_STEPS = 2
+"""Denoising steps of a clip that doesn't count: one that sets things up, and one that runs as all later ones do."""
+_PACKAGES = ("wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "xformers")
+# What torch raises as a plain RuntimeError: its CPU allocator, and NVIDIA's libraries.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
 
 @attrs.frozen
 class PipelineBenchmarker(Benchmarker):
-    """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` ones that don't count.
+    """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` short ones that don't count.
 
-    With `steps` fewer denoising steps than a preset's are run, and the report extrapolates.
+    With `steps`, by preset name, fewer denoising steps than a preset's are run, and the report extrapolates. With
+    `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`,
+    is when the process started that loads the pipeline and makes its first clip.
     """
 
     pipe: WanPipeline
     rounds: int = 1
     warmup: int = 0
-    steps: int | None = None
+    steps: Mapping[str, int] = attrs.field(factory=dict)
+    pictures: Path | None = None
+    began: float | None = None
 
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
         progress = progress or Quiet()
@@ -38,35 +54,70 @@ class PipelineBenchmarker(Benchmarker):
 
     def measure(self, preset: Preset, progress: Progress) -> BenchmarkRow:
         """One row; what goes wrong is told in it."""
-        import torch
-
-        shorter = attrs.evolve(preset, steps=min(preset.steps, self.steps or preset.steps))
-        began = time.perf_counter()
-        first = None
-        rounds = []
-        with watch_memory(self.pipe.device) as peaks:
+        with watch_memory(self.pipe.device) as watch:
             try:
-                for number in range(self.warmup + self.rounds):
-                    measured, _ = measure_clip(self.pipe, shorter, progress=progress)
-                    first = first or time.perf_counter() - began
-                    if number >= self.warmup:
-                        rounds.append(measured)
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                return BenchmarkRow(preset, "out of memory", _line_of(error), memory=peaks())
-            except (RuntimeError, ValueError) as error:
-                return BenchmarkRow(preset, "failed", _line_of(error), memory=peaks())
-            return BenchmarkRow(preset, rounds=tuple(rounds), memory=peaks(), first_clip_seconds=first)
+                return self._measure(preset, watch, progress)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                return attrs.evolve(row_of(preset, error), memory=watch.peaks())
+
+    def _measure(self, preset: Preset, watch: Watch, progress: Progress) -> BenchmarkRow:
+        from wanstore.benchmarking.quality import examine
+
+        counted = attrs.evolve(preset, steps=steps_run(preset, self.steps))
+        short = attrs.evolve(counted, steps=min(WARM_UP_STEPS, counted.steps))
+        measured, ends = [], []
+        joules = watch.joules()
+        for number in range(self.warmup + self.rounds):
+            if number == self.warmup:
+                joules = watch.joules()
+            clip = short if number < self.warmup else counted
+            one, frames = measure_clip(self.pipe, clip, progress=progress)
+            measured.append(one)
+            ends.append(time.time())
+        spent = watch.joules()
+        rounds = tuple(measured[self.warmup :])
+        return BenchmarkRow(
+            preset,
+            rounds=rounds,
+            memory=watch.peaks(),  # before frames are looked at, which takes memory of its own
+            energy_joules=_energy(joules, spent, rounds, preset),
+            quality=examine(frames, counted),
+            first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
+            frames=self._picture(frames, preset),
+        )
+
+    def _picture(self, frames: Any, preset: Preset) -> tuple[str, ...]:
+        if self.pictures is None:
+            return ()
+        from wanstore.benchmarking.pictures import contact_sheet
+
+        path = self.pictures / f"{preset.name.replace('/', '-')}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(frames, path)
+        return (path.name,)
+
+
+def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:
+    """Denoising steps of a measured clip: the preset's, or fewer where `steps` says so."""
+    return min(preset.steps, steps.get(preset.name, preset.steps))
+
+
+def row_of(preset: Preset, error: BaseException) -> BenchmarkRow:
+    """The row of a preset that failed: out of memory, or something else."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    out_of_memory = isinstance(error, MemoryError | DeviceMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+    return BenchmarkRow(preset, "out of memory" if out_of_memory else "failed", reason)
 
 
 def describe(device: Any) -> Environment:
     """This machine, as far as a pipeline on `device` sees it."""
-    import os
-
     import torch
 
+    driver = None
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         memory_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+        driver = driver_version()
     else:
         name = f"{platform.machine()} CPU"
         memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -75,8 +126,23 @@ def describe(device: Any) -> Environment:
         memory_gib=memory_gib,
         measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        versions={
+            **versions(_PACKAGES),
+            **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
+            **({"driver": driver} if driver else {}),
+        },
     )
 
 
-def _line_of(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _first_clip(seconds: float, first: Round, rounds: Sequence[Round], preset: Preset) -> float:
+    """What the first clip took, `seconds` from the process's start, with all of the preset's steps."""
+    missing = preset.steps - len(first.steps)
+    return seconds + missing * statistics.median(step for one in rounds for step in one.steps)
+
+
+def _energy(before: float | None, after: float | None, rounds: Sequence[Round], preset: Preset) -> float | None:
+    """Joules of a clip; with fewer steps measured, more in proportion to its seconds."""
+    if before is None or after is None:
+        return None
+    seconds = statistics.mean(one.seconds_at(preset.steps) for one in rounds)
+    return (after - before) * seconds / sum(one.seconds for one in rounds)

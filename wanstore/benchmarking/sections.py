@@ -151,12 +151,12 @@ def quality(report: BenchmarkReport) -> list[str]:
     return ["## Quality", "", *table(head, rows), "", note, "", *failures, *missing, ""]
 
 
-def clips(report: BenchmarkReport, pictures: Mapping[str, str] | None) -> list[str]:
+def clips(report: BenchmarkReport) -> list[str]:
     """A contact sheet of each clip."""
     lines = []
-    for name in (row.preset.name for row in report.rows):
-        if pictures and name in pictures:
-            lines += [f"**{name}**", "", f"![Frames of {name}]({pictures[name]})", ""]
+    for row in report.rows:
+        for picture in row.frames:
+            lines += [f"**{row.preset.name}**", "", f"![Frames of {row.preset.name}]({picture})", ""]
     return ["## Pictures", "", *lines] if lines else []
 
 
@@ -171,7 +171,7 @@ def loads(report: BenchmarkReport) -> list[str]:
         return []
     note = "Load and first clip are counted from the start of the process, imports included."
     if any(row.extrapolated for row in report.rows):
-        note += " First clips and energy are of as many steps as were measured: nothing is extrapolated here."
+        note += " First clips and energy are extrapolated to the preset's steps as clips are."
     head = ["preset", "#load s", "#first clip s", "#energy of a clip, kJ"]
     return ["## Load, first clip, energy", "", *table(head, rows), "", note, ""]
 
@@ -213,7 +213,7 @@ def how(report: BenchmarkReport) -> list[str]:
         "measured at": environment.measured_at,
         "weights": environment.weights,
         "clips measured": ", ".join(f"{row.preset.name}: {len(row.rounds)}" for row in report.rows if row.worked),
-        "attention": ", ".join(f"{row.preset.name}: {row.attention}" for row in report.rows if row.attention),
+        "attention": "; ".join(f"{row.preset.name}: {_attention(row)}" for row in report.rows if row.attention),
         "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
     }
     lines = ["## How it was measured", "", *table(["", ""], [[k, v] for k, v in facts.items() if v]), ""]
@@ -233,3 +233,9 @@ def _notes(row: BenchmarkRow) -> list[str]:
 
 def _kilojoules(row: BenchmarkRow) -> str:
     return number(row.energy_joules / 1000 if row.energy_joules is not None else None)
+
+
+def _attention(row: BenchmarkRow) -> str:
+    """The backend, and what it was chosen from."""
+    compared = ", ".join(f"{name} {1000 * seconds:.2f}" for name, seconds in row.attention_seconds.items())
+    return f"{row.attention}, the fastest (ms: {compared})" if compared else row.attention
