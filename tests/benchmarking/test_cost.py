@@ -74,10 +74,11 @@ def test_a_gpu_is_known_by_its_drivers_name(device: str, name: str | None) -> No
 
 def test_a_file_overrides_prices_and_adds_gpus(tmp_path: Path) -> None:
     """The rest stays."""
-    prices = load_prices(written(tmp_path, OWN + "[gpu_second]\nL4 = 0.0001\nH300 = 0.002\n[container]\ncores = 8"))
+    prices = load_prices(written(tmp_path, OWN + "[gpu_second]\nL4 = 0.0001\nA100 = 0.002\n[container]\ncores = 8"))
     assert (prices.date, prices.source, prices.cores) == ("2027-01-01", "our contract", 8)
     assert prices.gpu_second["L4"] == 0.0001 and prices.gpu_second["T4"] == PRICES.gpu_second["T4"]
-    assert prices.gpu_of("NVIDIA H300 256GB") == "H300" and prices.gpu_second["H300"] == 0.002
+    assert prices.gpu_of("NVIDIA A100-SXM4-64GB") == "A100" and prices.gpu_second["A100"] == 0.002
+    assert prices.gpu_of("NVIDIA A100-SXM4-80GB") == "A100-80GB"
     assert load_prices(None) == PRICES
 
 
