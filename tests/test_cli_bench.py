@@ -50,7 +50,7 @@ def when_one_is_measured(process: subprocess.Popen[str], out: Path, signal_numbe
     while not saved.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    children = psutil.Process(process.pid).children(recursive=True)
+    children: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal_number)
     return children
 

@@ -87,10 +87,10 @@ def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
         pipe = load(
             Path(job.folder), device=job.device, attention="native" if auto else job.attention, progress=progress
         )
-    except DeviceError as error:
+        loaded = time.time()
+        compared = _use_fastest(pipe, preset) if auto else {}
+    except (DeviceError, RuntimeError) as error:
         return row_of(preset, error)
-    loaded = time.time()
-    compared = _use_fastest(pipe, preset) if auto else {}
     compared_seconds = time.time() - loaded  # a service would not do this before its first clip
     benchmarker = PipelineBenchmarker(
         pipe, job.rounds, job.warmup, job.steps, Path(job.pictures) if job.pictures else None,
