@@ -57,13 +57,13 @@ def _cost(row: BenchmarkRow) -> tuple[float, float, str]:
 
 
 def _why(best: BenchmarkRow, memory_gib: float) -> tuple[str, ...]:
+    assert best.memory is not None  # or it would not qualify
     name = best.preset.name
-    need = needed_gib(best.memory) if best.memory else 0.0
     steps = len(best.rounds[0].steps)
     guess = f", extrapolated from {steps} of {best.preset.steps} steps" if best.extrapolated else ""
     return (
         f"{name} is the cheapest that qualifies: {best.seconds_p95:.1f} s (p95{guess})",
-        f"{name} needs {need:.1f} of {memory_gib:.1f} GiB, {need / memory_gib:.0%}; up to {MEMORY_SHARE:.0%} is safe",
+        f"{name} {_needs(best.memory, memory_gib)}",
         f"{name} passed every check of its frames" if best.quality else f"{name}'s frames were not checked",
     )
 
@@ -75,7 +75,9 @@ def _why_not(row: BenchmarkRow, memory_gib: float) -> str:
         return f"failed a check of its frames: {', '.join(row.quality.failures)}"
     if row.memory is None:
         return "was measured without its memory"
-    need = needed_gib(row.memory)
-    if need > MEMORY_SHARE * memory_gib:
-        return f"needs {need:.1f} of {memory_gib:.1f} GiB, {need / memory_gib:.0%}; up to {MEMORY_SHARE:.0%} is safe"
-    return ""
+    return _needs(row.memory, memory_gib) if needed_gib(row.memory) > MEMORY_SHARE * memory_gib else ""
+
+
+def _needs(memory: Memory, memory_gib: float) -> str:
+    limit = f"up to {MEMORY_SHARE * memory_gib:.1f} ({MEMORY_SHARE:.0%}) are safe"
+    return f"needs {needed_gib(memory):.1f} of {memory_gib:.1f} GiB; {limit}"

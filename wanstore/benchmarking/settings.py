@@ -5,14 +5,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import attrs
 
 from wanstore.errors import InvalidSettingError, NotFoundError
 
-_KINDS: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "str": (str,)}
-"""What TOML may hold for a field, by the name of the field's type."""
+_KINDS: dict[object, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,)}
+"""What TOML may hold for a field, by the field's annotation."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -32,19 +32,13 @@ def checked(cls: type[attrs.AttrsInstance], table: object, where: str) -> dict[s
     """
     if not isinstance(table, Mapping):
         raise InvalidSettingError(f"{where} is {table!r}, not a table", "Give it a [table] of its own")
-    types = {field.name: _type_name(field) for field in attrs.fields(cls)}
-    kinds = {name: _KINDS[kind] for name, kind in types.items() if kind in _KINDS}
+    kinds = {name: _KINDS[kind] for name, kind in get_type_hints(cls).items() if kind in _KINDS}
     for key, value in table.items():
         if key not in kinds:
             raise InvalidSettingError(f"{where}: there is no field {key!r}", f"Use {', '.join(kinds)}")
         if isinstance(value, bool) or not isinstance(value, kinds[key]):
             raise InvalidSettingError(f"{where}: {key} is {value!r}, not {_said(kinds[key])}", "Correct the file")
     return dict(table)
-
-
-def _type_name(field: attrs.Attribute[Any]) -> str:
-    """Annotations are text until something, such as cattrs, has the class's types resolved."""
-    return field.type.__name__ if isinstance(field.type, type) else str(field.type)
 
 
 def _said(kinds: tuple[type, ...]) -> str:
