@@ -16,11 +16,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [_row([name.lstrip("#") for name in head]), _row(rules), *(_row(cells) for cells in rows)]
 
 
-def number(value: float | None) -> str:
-    """With three digits that count, and no exponent: 867, 33.5, 1.33, 0.052."""
+def number(value: float | None, *, below_one: int = 3) -> str:
+    """With three digits that count, and no exponent: 867, 33.5, 1.33; below 1 with that many decimals, 0.052."""
     if value is None:
         return NONE
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else below_one
     return f"{value:.{digits}f}"
 
 
@@ -44,7 +44,8 @@ def minutes(seconds: float) -> str:
 def clip_of(preset: Preset) -> str:
     """Size, frames and steps: 832×480, 49 frames (3 s), 50 steps."""
     seconds = preset.frames / FRAMES_PER_SECOND
-    return f"{preset.width}×{preset.height}, {preset.frames} frames ({seconds:.0f} s), {preset.steps} steps"
+    length = f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
+    return f"{preset.width}×{preset.height}, {preset.frames} frames ({length}), {preset.steps} steps"
 
 
 def result_of(row: BenchmarkRow) -> str:

@@ -112,7 +112,7 @@ def costs(report: BenchmarkReport, prices: Prices) -> list[str]:
         return []
     gpu = prices.gpu_of(report.environment.device)
     if gpu is None:
-        return ["## Cost", "", f"The price table has no GPU like {report.environment.device}.", ""]
+        return ["## Cost", "", f"The price table has no {report.environment.device}.", ""]
     rows = []
     for row in worked:
         cost = clip_cost(prices, gpu, row.seconds_p50, row.load_seconds)
@@ -136,7 +136,7 @@ def quality(report: BenchmarkReport) -> list[str]:
     scores = dict.fromkeys(name for found in checked.values() for name in found.scores)
     rows = [["checks", *("failed" if found.failures else "passed" for found in checked.values())]]
     for score in scores:
-        figures = (f"{found.scores[score]:.3g}" if score in found.scores else NONE for found in checked.values())
+        figures = (number(found.scores.get(score), below_one=4) for found in checked.values())
         rows.append([score.replace("_", " "), *figures])
     head = ["", *(f"#{name}" for name in checked)]
     failures = [
