@@ -36,6 +36,7 @@ image = (
         "ftfy==6.3.1",
         "huggingface_hub==2.4.0",
         "numpy==2.4.6",
+        "nvidia-ml-py==13.615.71",
         "rich==15.0.0",
         "safetensors==0.8.0",
         "tokenizers==0.23.3",

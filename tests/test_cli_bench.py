@@ -50,25 +50,29 @@ def when_one_is_measured(process: subprocess.Popen[str], out: Path, signal_numbe
     while not saved.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    children = psutil.Process(process.pid).children(recursive=True)
+    children: list[psutil.Process] = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal_number)
     return children
 
 
 def test_one_command_writes_the_page_and_its_json(store: Path, tmp_path: Path) -> None:
-    """The table on the terminal, the page, the JSON with the safe preset; an older report of another machine."""
+    """The table on the terminal, the page, the JSON with the safe preset; a preset that no memory holds is a row."""
     old = BenchmarkReport(Environment("H100", 79.2, "2026-01-01"), (BenchmarkRow(PRESETS["480p/3s"], "crash"),))
     (tmp_path / "old.json").write_text(old.to_json())
-    (tmp_path / "more.toml").write_text('["stamp"]\nwidth = 32\nheight = 32\nframes = 5\nsteps = 3\n')
+    (tmp_path / "more.toml").write_text(
+        '["stamp"]\nwidth = 32\nheight = 32\nframes = 5\nsteps = 3\n'
+        '["planet"]\nwidth = 16000000\nheight = 16000000\nframes = 5\n'
+    )
     out = tmp_path / "site/benchmarks.md"
     run = bench(
-        store, "--presets", "stamp", "--presets-file", tmp_path / "more.toml", "--device", "cpu", "--rounds", "2",
-        "--attention", "auto", "--compare", tmp_path / "old.json", "--out", out,
+        store, "--presets", "stamp,planet", "--presets-file", tmp_path / "more.toml", "--device", "cpu",
+        "--rounds", "2", "--attention", "auto", "--compare", tmp_path / "old.json", "--out", out,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "safe preset" in run.stdout and "not compared, the machines differ" in run.stdout
     report = BenchmarkReport.from_json(out.with_suffix(".json").read_bytes())
-    assert [(row.preset.name, row.status, len(row.rounds)) for row in report.rows] == [("stamp", "ok", 2)]
+    found = [(row.preset.name, row.status, len(row.rounds)) for row in report.rows]
+    assert found == [("stamp", "ok", 2), ("planet", "out of memory", 0)]
     assert json.loads(out.with_suffix(".json").read_text())["safe_preset"] == "stamp"
     page = out.read_text()
     assert "RANDOM weights" in page and "wanstore bench w" in page and report.rows[0].frames[0] in page

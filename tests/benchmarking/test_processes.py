@@ -93,13 +93,10 @@ def test_a_preset_that_takes_too_long_is_stopped(sealed: Path) -> None:
     assert not workers()
 
 
-@pytest.mark.parametrize(
-    ("how", "message"), [({"attention": "magic"}, "no attention backend 'magic'"), ({"memory_gib": 22.0}, "Only a GPU")]
-)
-def test_what_no_preset_could_do_is_an_error(sealed: Path, how: dict[str, Any], message: str) -> None:
+def test_what_no_preset_could_do_is_an_error(sealed: Path) -> None:
     """Not a row for each of them."""
-    with pytest.raises(WanstoreError, match=message):
-        ProcessBenchmarker(sealed, "cpu", **how).run([FIRST, SECOND])
+    with pytest.raises(WanstoreError, match="no attention backend 'magic'"):
+        ProcessBenchmarker(sealed, "cpu", attention="magic").run([FIRST, SECOND])
 
 
 def test_a_folder_without_a_seal_is_an_error(tiny_fp16: Path) -> None:

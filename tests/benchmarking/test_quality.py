@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -22,6 +22,9 @@ Clip = np.ndarray[Any, Any]
 
 PRESET = Preset("small", width=64, height=48, frames=9)
 SCORES = {"flicker", "sharpness", "motion", "clipped"}
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Clips are made slowly where other tests run beside these."""
+
 CLIPS = arrays.arrays(
     np.float32,
     st.tuples(st.integers(2, 4), st.integers(3, 8), st.integers(3, 8), st.just(3)),
@@ -164,6 +167,7 @@ def test_a_clip_of_one_frame_can_neither_flicker_nor_move() -> None:
 # Scores.
 
 
+@PATIENT
 @given(CLIPS)
 def test_scores_stay_in_their_ranges(clip: Clip) -> None:
     """Whatever the clip; and they go into a report as plain JSON."""
@@ -174,6 +178,7 @@ def test_scores_stay_in_their_ranges(clip: Clip) -> None:
     assert json.loads(json.dumps(to_json(Quality(scores=scores)), allow_nan=False))["scores"] == scores
 
 
+@PATIENT
 @given(CLIPS)
 def test_scores_are_the_same_backwards_and_mirrored(clip: Clip) -> None:
     """Neither time's direction nor left and right matter."""
@@ -182,6 +187,7 @@ def test_scores_are_the_same_backwards_and_mirrored(clip: Clip) -> None:
     assert examine(clip[:, :, ::-1], PRESET).scores == pytest.approx(scores, rel=1e-3, abs=1e-6)
 
 
+@PATIENT
 @given(CLIPS)
 def test_half_precision_scores_about_the_same(clip: Clip) -> None:
     """Sums are not made in float16."""

@@ -87,10 +87,10 @@ def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
         pipe = load(
             Path(job.folder), device=job.device, attention="native" if auto else job.attention, progress=progress
         )
-    except DeviceError as error:
+        loaded = time.time()
+        compared = _use_fastest(pipe, preset) if auto else {}
+    except (DeviceError, RuntimeError) as error:
         return row_of(preset, error)
-    loaded = time.time()
-    compared = _use_fastest(pipe, preset) if auto else {}
     compared_seconds = time.time() - loaded  # a service would not do this before its first clip
     benchmarker = PipelineBenchmarker(
         pipe, job.rounds, job.warmup, job.steps, Path(job.pictures) if job.pictures else None,
@@ -107,12 +107,12 @@ def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
 
 def _use_fastest(pipe: Any, preset: Preset) -> dict[str, float]:
     from wanstore.benchmarking.attention import compare_backends
-    from wanstore.loading.attention import apply_attention
+    from wanstore.loading.attention import NATIVE, apply_attention
 
     seconds = compare_backends(pipe, preset)
-    if seconds:
-        applied = apply_attention(pipe, next(iter(seconds)), pipe.device)
-        pipe.load_report = attrs.evolve(pipe.load_report, attention=applied)
+    # Comparing leaves the last one set that was tried.
+    applied = apply_attention(pipe, next(iter(seconds), NATIVE), pipe.device)
+    pipe.load_report = attrs.evolve(pipe.load_report, attention=applied)
     return seconds
 
 
