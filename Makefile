@@ -22,10 +22,10 @@ retry = for attempt in 1 2 3; do \
 	done; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs bench bench-loading clean
+.PHONY: help venv demo test lint format docs bench bench-loading bench-presets clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## Create .venv and install everything into it, once
 
@@ -60,6 +60,10 @@ bench: venv ## Conversion against its peers (minutes, about 25 GB of disk)
 bench-loading: venv ## Loading against its peers, on a GPU (minutes, about 30 GB of disk)
 	@test -e $(BENCH_FOLDER)/float16/wanstore.json || $(BIN)/python benchmarks/full_size.py $(BENCH_FOLDER)/float16 --dtype float16
 	$(BIN)/python benchmarks/loading.py $(BENCH_FOLDER)/float16 --cold --out $(BENCH_FOLDER)/loading.json
+
+bench-presets: venv ## A tiny clip, measured and not, by pytest-benchmark (a minute)
+	@mkdir -p build
+	$(BIN)/python -m pytest benchmarks/test_presets.py -m "" --benchmark-json build/presets.json
 
 clean: ## Remove what was built, and the caches; .venv stays
 	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

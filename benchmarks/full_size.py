@@ -65,7 +65,7 @@ def make_full_size(folder: Path, dtype: str = "float32", text_encoder_layers: in
     with ThreadPoolExecutor() as pool:  # a thread a file: a file system lets one write to a file at a time
         list(pool.map(lambda item: _write(*item, values), layouts.items()))
     if dtype == "float16":
-        seal_as_is(folder)
+        seal_as_is(folder, weights="random")
     return folder
 
 

@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import modal
-from modal_common import DEVICE, GPU_SECOND_USD, NAME, PRICES_DATE, VOLUME, image, preset_to_run, price_usd
+from modal_common import DEVICE, NAME, VOLUME, image, preset_to_run
+
+from wanstore.benchmarking.cost import PRICES
 
 GPU = "L4"
 CORES, MEMORY_GIB = 2, 16
+ATTENTION = "auto"
+"""Compares the backends that work and takes the fastest. Seconds, beside minutes for a clip."""
 
 app = modal.App("wanstore-benchmark", image=image)
 
@@ -33,12 +37,10 @@ app = modal.App("wanstore-benchmark", image=image)
 )
 def measure(volume: str, name: str, preset: str) -> tuple[Any, float]:
     """The report of one preset, and the seconds that it took with the loading."""
-    import wanstore
+    from wanstore.flows import bench
 
     began = time.monotonic()
-    pipe = wanstore.load(f"modal://{volume}/{name}", device=DEVICE)
-    print(pipe.load_report, flush=True)
-    report = wanstore.benchmark(pipe, [preset_to_run(preset)])
+    report = bench(f"modal://{volume}/{name}", presets=[preset_to_run(preset)], device=DEVICE, attention=ATTENTION)
     return report, time.monotonic() - began
 
 
@@ -48,6 +50,7 @@ def main(
 ) -> None:
     import attrs
 
+    from wanstore.benchmarking.page import write
     from wanstore.benchmarking.presets import PRESETS, preset_named
 
     names = [preset_named(wanted).name for wanted in presets.split(",") if wanted] or list(PRESETS)
@@ -59,17 +62,14 @@ def main(
     results = list(measure.with_options(**where).starmap((volume, name, preset) for preset in names))
     report = attrs.evolve(results[0][0], rows=tuple(row for part, _ in results for row in part.rows))
 
-    markdown = Path(out)
-    markdown.parent.mkdir(parents=True, exist_ok=True)
-    markdown.write_text(f"# Benchmarks\n\n{report.to_markdown()}")
-    markdown.with_suffix(".json").write_text(report.to_json() + "\n")
+    write(report, Path(out))
     print(report.to_markdown())
     print(cost(sum(seconds for _, seconds in results), gpu if DEVICE == "cuda" else ""))
     print(f"{out} is written")
 
 
 def cost(seconds: float, gpu: str) -> str:
-    if gpu and gpu not in GPU_SECOND_USD:
-        return f"{seconds:.0f} s of {gpu}, whose price is not in modal_common.py"
-    usd = price_usd(seconds, cores=CORES, memory_gib=MEMORY_GIB, gpu=gpu)
-    return f"{seconds:.0f} s of {gpu or 'CPU'} for about ${usd:.4f} (prices of {PRICES_DATE})"
+    if gpu and gpu not in PRICES.gpu_second:
+        return f"{seconds:.0f} s of {gpu}, whose price is not in wanstore's table"
+    usd = PRICES.usd(seconds, cores=CORES, memory_gib=MEMORY_GIB, gpu=gpu)
+    return f"{seconds:.0f} s of {gpu or 'CPU'} for about ${usd:.4f} (prices of {PRICES.date})"

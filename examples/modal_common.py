@@ -1,4 +1,4 @@
-"""What the three Modal programs share: their image, their presets, and what Modal charges.
+"""What the three Modal programs share: their image and their presets.
 
 The versions are pinned because two of them are built for each other: xformers 0.0.35 for torch 2.10 with CUDA 12.8.
 A torch of another version loads, and then xformers says that it cannot load its CUDA extensions. The rest are the
@@ -36,6 +36,7 @@ image = (
         "ftfy==6.3.1",
         "huggingface_hub==2.4.0",
         "numpy==2.4.6",
+        "nvidia-ml-py==13.615.71",
         "rich==15.0.0",
         "safetensors==0.8.0",
         "tokenizers==0.23.3",
@@ -48,29 +49,6 @@ image = (
 
 DEVICE = os.environ.get("WANSTORE_DEVICE", "cuda")
 """Where pipelines run. `cpu` is for tests and for a first look without a GPU: clips are then stamp-sized."""
-
-PRICES_DATE = "2026-11-24"
-"""When the prices below were noted; modal.com/pricing has today's."""
-CORE_SECOND_USD = 0.0000131
-GIB_SECOND_USD = 0.00000222
-GPU_SECOND_USD = {
-    "T4": 0.000164,
-    "L4": 0.000222,
-    "A10": 0.000306,
-    "L40S": 0.000542,
-    "A100-40GB": 0.000583,
-    "A100-80GB": 0.000694,
-    "H100": 0.001097,
-    "H200": 0.001261,
-    "B200": 0.001736,
-}
-VOLUME_GIB_MONTH_USD = 0.09
-
-
-def price_usd(seconds: float, *, cores: float, memory_gib: float, gpu: str = "") -> float:
-    """What a container costs for that long. The time in which it starts is charged too, and not in `seconds`."""
-    a_second = cores * CORE_SECOND_USD + memory_gib * GIB_SECOND_USD + (GPU_SECOND_USD[gpu] if gpu else 0.0)
-    return seconds * a_second
 
 
 def preset_to_run(name: str) -> Preset:

@@ -22,7 +22,9 @@ import time
 from typing import Any
 
 import modal
-from modal_common import NAME, PRICES_DATE, REPO, VOLUME, VOLUME_GIB_MONTH_USD, image, price_usd
+from modal_common import NAME, REPO, VOLUME, image
+
+from wanstore.benchmarking.cost import PRICES
 
 CORES = 4
 MEMORY_GIB = 8
@@ -148,12 +150,12 @@ def hugging_face_secrets() -> list[modal.Secret]:
 def print_summary(volume: str, stored: dict[str, Any], found: dict[str, Any]) -> None:
     source, gib = stored["source"], stored["size_bytes"] / 2**30
     seconds = stored["seconds"] + found["seconds"]
-    usd = price_usd(seconds, cores=CORES, memory_gib=MEMORY_GIB)
+    usd = PRICES.usd(seconds, cores=CORES, memory_gib=MEMORY_GIB)
     print(f"""
 stored     {volume}/{stored["name"]}: {len(stored["files"])} files, {stored["size_bytes"] / 1e9:.2f} GB
 source     {source["location"]} at {source["commit"]}
 attention  {stored["notes"].get("attention", "not recorded")}
 read back  {found["files"]} files by a second container: {"all whole" if found["ok"] else "NOT whole"}
 cost       about ${usd:.4f} for {seconds:.0f} s of {CORES} cores and {MEMORY_GIB} GiB, without the containers' starts;
-           ${gib * VOLUME_GIB_MONTH_USD:.2f} a month on the Volume (prices of {PRICES_DATE})
+           ${gib * PRICES.volume_gib_month:.2f} a month on the Volume (prices of {PRICES.date})
 load it    wanstore.load("modal://{volume}/{stored["name"]}")""")

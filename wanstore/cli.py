@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import wanstore
+from wanstore.cli_bench import bench
+from wanstore.cli_options import json_option, open_store_at, print_json, resize, store_option
 from wanstore.errors import WanstoreError
-
-if TYPE_CHECKING:
-    from wanstore.interfaces import WeightStore
-
-_STORE_HELP = "A folder, file:///folder, or the URL of an installed backend."
 
 
 class _Commands(click.Group):
@@ -34,24 +30,6 @@ class _Commands(click.Group):
         sys.exit(1)
 
 
-def _store_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--store", "store_url", required=True, envvar="WANSTORE_STORE", help=_STORE_HELP)(function)
-
-
-def _json_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")(function)
-
-
-def _open(url: str) -> WeightStore:
-    from wanstore.stores import open_store
-
-    return open_store(url)
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=2))
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(wanstore.__version__)
 def main() -> None:
@@ -67,7 +45,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("source")
-@_store_option
+@store_option
 @click.option("--name", default="wan2.1-fp16", show_default=True, help="What the store calls it.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repo.  [default: main]")
 @click.option("--replace", is_flag=True, help="Swap out a stored pipeline of that name, in one step.")
@@ -75,7 +53,7 @@ def main() -> None:
               help="What to do with values beyond 65504, which float16 cannot hold.")  # fmt: skip
 @click.option("--keep-source", type=click.Path(path_type=Path, file_okay=False),
               help="Keep the downloaded source in this folder.")  # fmt: skip
-@_json_option
+@json_option
 def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, **options: Any) -> None:
     """Fetch SOURCE, convert it to float16 and seal it in the store.
 
@@ -91,21 +69,21 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
     with TerminalProgress(quiet=as_json) as progress:
         manifest = run_setup(source, store_url, name=name, converter=converter, progress=progress, **options)
     if as_json:
-        _print_json(to_json(manifest))
+        print_json(to_json(manifest))
     else:
         click.echo(f"{name}: {len(manifest.files)} files, {human_bytes(manifest.size_bytes)}, sealed in {store_url}")
 
 
 @main.command("list")
-@_store_option
-@_json_option
+@store_option
+@json_option
 def list_pipelines(store_url: str, as_json: bool) -> None:
     """List the sealed pipelines of a store."""
     from wanstore.manifest import to_json
 
-    manifests = _open(store_url).list()
+    manifests = open_store_at(store_url).list()
     if as_json:
-        _print_json([{**to_json(m), "size_bytes": m.size_bytes} for m in manifests])
+        print_json([{**to_json(m), "size_bytes": m.size_bytes} for m in manifests])
     elif manifests:
         from wanstore.terminal import list_table
         from wanstore.terminal import show as show_tables
@@ -119,18 +97,18 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name")
-@_store_option
+@store_option
 @click.option("--tensors", is_flag=True, help="Also what the conversion did to each tensor.")
-@_json_option
+@json_option
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show a pipeline's manifest: source, conversion, files."""
     from wanstore.manifest import CONVERSION_NAME, to_json
 
-    store = _open(store_url)
+    store = open_store_at(store_url)
     manifest = store.manifest(name)
     records = json.loads((store.local_path(name) / CONVERSION_NAME).read_bytes())["tensors"] if tensors else {}
     if as_json:
-        _print_json({**to_json(manifest), "digest": manifest.digest, **({"tensors": records} if tensors else {})})
+        print_json({**to_json(manifest), "digest": manifest.digest, **({"tensors": records} if tensors else {})})
         return
     from wanstore.terminal import manifest_tables, tensors_table
     from wanstore.terminal import show as show_tables
@@ -140,8 +118,8 @@ def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name")
-@_store_option
-@_json_option
+@store_option
+@json_option
 def verify(name: str, store_url: str, as_json: bool) -> None:
     """Hash every file again; status 1 if one is damaged, missing or extra."""
     import attrs
@@ -149,9 +127,9 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
     from wanstore.terminal import TerminalProgress, human_bytes
 
     with TerminalProgress(quiet=as_json) as progress:
-        report = _open(store_url).verify(name, progress=progress)
+        report = open_store_at(store_url).verify(name, progress=progress)
     if as_json:
-        _print_json({**attrs.asdict(report), "ok": report.ok})
+        print_json({**attrs.asdict(report), "ok": report.ok})
     else:
         rate = human_bytes(int(report.size_bytes / max(report.seconds, 1e-9)))
         click.echo(f"{name}: {report.files} files, {human_bytes(report.size_bytes)} hashed at {rate}/s")
@@ -164,20 +142,20 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name")
-@_store_option
-@_json_option
+@store_option
+@json_option
 def delete(name: str, store_url: str, as_json: bool) -> None:
     """Remove a pipeline from a store."""
-    _open(store_url).delete(name)
+    open_store_at(store_url).delete(name)
     if as_json:
-        _print_json({"deleted": name})
+        print_json({"deleted": name})
     else:
         click.echo(f"{name}: deleted from {store_url}")
 
 
 @main.command()
 @click.argument("name")
-@_store_option
+@store_option
 @click.option("--prompt", required=True, help="What the clip shows.")
 @click.option("--negative-prompt", default="", help="What it should not show.")
 @click.option("--preset", "preset_name", default="480p/3s", show_default=True, help="Resolution and duration.")
@@ -188,16 +166,17 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
 @click.option("--verify", is_flag=True, help="Hash the weights before they are used.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True)
-@_json_option
+@json_option
 def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed: int, device: str | None,
-             verify: bool, out: Path, as_json: bool, **size: Any) -> None:  # fmt: skip
+             verify: bool, out: Path, as_json: bool, preset_name: str, **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
+    from wanstore.benchmarking.presets import preset_named
     from wanstore.flows import load
     from wanstore.generation import generate as make_clip
     from wanstore.generation import write_clip
     from wanstore.terminal import TerminalProgress
 
-    preset = _resize(**size)
+    preset = resize(preset_named(preset_name), **size)
     with TerminalProgress(quiet=as_json) as progress:
         pipe = load(name, store=store_url, device=device, verify=verify, progress=progress)
         frames = make_clip(pipe, prompt, preset, negative_prompt=negative_prompt, seed=seed, progress=progress)
@@ -205,28 +184,13 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
     if as_json:
         import attrs
 
-        _print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report)})
+        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report)})
     else:
         click.echo(str(pipe.load_report))
         click.echo(f"{out}: {len(frames)} frames of {preset.width}x{preset.height}, {len(frames) / 16:.1f} s")
 
 
-def _resize(preset_name: str, steps: int | None, size: str | None, frames: int | None) -> Any:
-    import attrs
-
-    from wanstore.benchmarking.presets import preset_named
-
-    changes: dict[str, Any] = {k: v for k, v in {"steps": steps, "frames": frames}.items() if v is not None}
-    if size:
-        width, _, height = size.partition("x")
-        if not (width.isdecimal() and height.isdecimal()):
-            raise click.BadParameter(f"{size!r} is not WIDTHxHEIGHT", param_hint="--size")
-        changes |= {"width": int(width), "height": int(height)}
-    preset = preset_named(preset_name)
-    try:
-        return attrs.evolve(preset, **changes)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+main.add_command(bench)
 
 
 @main.command()
@@ -234,7 +198,7 @@ def _resize(preset_name: str, steps: int | None, size: str | None, frames: int |
 @click.option("--store", "store_url", envvar="WANSTORE_STORE", help="Where NAME is.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=".",
               help="Where to measure the disk.  [default: here]")  # fmt: skip
-@_json_option
+@json_option
 def doctor(name: str | None, store_url: str | None, folder: Path, as_json: bool) -> None:
     """Say what this machine can do: GPU, memory, speeds, attention backends, versions.
 
@@ -246,7 +210,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, as_json: bool)
         raise click.UsageError("--store says where NAME is")
     findings = examine(folder, f"{str(store_url).rstrip('/')}/{name}" if name else None)
     if as_json:
-        _print_json(findings)
+        print_json(findings)
         return
     for topic, finding in findings.items():
         text = ", ".join(f"{k} {v}" for k, v in finding.items()) if isinstance(finding, dict) else finding
@@ -256,11 +220,11 @@ def doctor(name: str | None, store_url: str | None, folder: Path, as_json: bool)
 @main.command()
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default="wanstore-demo",
               show_default=True, help="Where the store and the clip go.")  # fmt: skip
-@_json_option
+@json_option
 def demo(folder: Path, as_json: bool) -> None:
     """Show all of it on a tiny Wan 2.1 with random weights, made on the spot, on a CPU, in about a minute."""
     from wanstore.demo import run_demo
 
     result = run_demo(folder, say=(lambda _: None) if as_json else click.echo)
     if as_json:
-        _print_json(result)
+        print_json(result)

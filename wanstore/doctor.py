@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wanstore.flows import versions
 from wanstore.loading.ceilings import Ceilings, measure_ceilings
 from wanstore.loading.report import LoadReport
+from wanstore.versions import versions
 
 _PACKAGES = (
     "wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers",

@@ -71,6 +71,10 @@ class DiskFullError(WanstoreError):
     resumable = True
 
 
+class InvalidSettingError(WanstoreError):
+    """A file of presets or prices holds a key, type or value that cannot be used; `what` names all three."""
+
+
 class NotSupportedError(WanstoreError):
     """This build, file system or installation cannot do that: an extra or a newer version may."""
 
@@ -81,6 +85,10 @@ class ChangedError(WanstoreError):
 
 class DeviceError(WanstoreError):
     """The device has too little memory, failed, or is gone."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has too little memory."""
 
 
 @contextmanager

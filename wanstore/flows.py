@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wanstore.errors import (
     AlreadyExistsError,
@@ -24,6 +23,7 @@ from wanstore.interfaces import Converter, Progress, Quiet, Stage, WeightStore
 from wanstore.manifest import Manifest, SourceRecord, digest_of
 from wanstore.stores import open_store
 from wanstore.stores.names import check_name, split_address
+from wanstore.versions import versions
 
 if TYPE_CHECKING:
     import torch
@@ -182,15 +182,28 @@ def benchmark(
     )
 
 
-def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions of `packages`, and Python's; what is absent is left out."""
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def bench(
+    address: str | Path,
+    *,
+    store: WeightStore | str | Path | None = None,
+    presets: Sequence[Preset] | None = None,
+    progress: Progress | None = None,
+    **how: Any,
+) -> BenchmarkReport:
+    """What each preset (default: the four of production) costs on a stored pipeline, each in a fresh process.
+
+    `address` and `store` are as for `load`; `how` are the arguments of `wanstore.benchmarking.processes.
+    ProcessBenchmarker`. A preset that fails is a row of the report.
+    """
+    from wanstore.benchmarking.presets import PRESETS
+    from wanstore.benchmarking.processes import ProcessBenchmarker
+
+    if store is None:
+        store, address = split_address(str(address))
+    folder = _as_store(store).local_path(str(address))
+    return ProcessBenchmarker(folder, **how).run(
+        list(PRESETS.values()) if presets is None else presets, progress=progress
+    )
 
 
 def _as_store(store: WeightStore | str | Path) -> WeightStore:

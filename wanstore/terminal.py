@@ -13,8 +13,11 @@ from wanstore.manifest import Manifest
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
     from rich.table import Table
+
+_SPEED_SECONDS = 120
+"""What the time left is told from: a denoising step may take half a minute."""
 
 
 class TerminalProgress:
@@ -29,16 +32,16 @@ class TerminalProgress:
     def __enter__(self) -> Self:
         if sys.stderr.isatty() and not self._quiet:
             from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
 
             self._bars = Bars(
                 TextColumn("{task.description}"),
                 BarColumn(),
-                DownloadColumn(),
-                TransferSpeedColumn(),
+                amount_column(),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
+                speed_estimate_period=_SPEED_SECONDS,
             )
             self._bars.start()
         return self
@@ -56,7 +59,7 @@ class TerminalProgress:
             if task in self._tasks:
                 self._bars.reset(self._tasks[task], total=total)
             else:
-                self._tasks[task] = self._bars.add_task(task, total=total)
+                self._tasks[task] = self._bars.add_task(task, total=total, unit=unit)
 
     def advance(self, task: str, amount: int) -> None:
         if self._bars is not None and task in self._tasks:
@@ -74,6 +77,25 @@ class TerminalProgress:
             self._bars.console.print(text, highlight=False, markup=False)
         else:
             click.echo(text, err=True)
+
+
+def amount_column() -> ProgressColumn:
+    """How far a task is, in its own unit: bytes with their rate, percent, or a count."""
+    from rich.progress import DownloadColumn, ProgressColumn, Task, TransferSpeedColumn
+    from rich.text import Text
+
+    size, rate = DownloadColumn(), TransferSpeedColumn()
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            unit = task.fields["unit"]
+            if unit == "bytes":
+                return Text.assemble(size.render(task), " ", rate.render(task))
+            if unit == "%":
+                return Text(f"{task.percentage:.0f} %", style="progress.percentage")
+            return Text(f"{task.completed:.0f}/{task.total:.0f} {unit}", style="progress.download")
+
+    return Amount()
 
 
 def human_bytes(count: int) -> str:

@@ -22,10 +22,14 @@ def test_presets_are_measured_apart_and_reported_together(account: Account, tiny
     assert result.returncode == 0, result.stdout
     assert [container.name for container in account.control.containers.started] == ["measure"] * 2
     rows = json.loads(out.with_suffix(".json").read_text())["rows"]
-    assert [row["preset"]["name"] for row in rows] == ["480p/5s", "480p/3s"] and all(row["seconds"] > 0 for row in rows)
+    assert [row["preset"]["name"] for row in rows] == ["480p/5s", "480p/3s"] and all(row["rounds"] for row in rows)
     assert json.loads(out.with_suffix(".json").read_text())["safe_preset"] in ("480p/5s", "480p/3s")
-    table = [line for line in out.read_text().splitlines() if line.startswith("| 480p")]
-    assert len(table) == 2 and all(line in result.stdout for line in table)
+    assert all(row["load_seconds"] > 0 and row["status"] == "ok" for row in rows)
+    assert [line.split()[1] for line in result.stdout.splitlines() if line.startswith("| 480p")] == [
+        "480p/5s",
+        "480p/3s",
+    ]
+    assert "**480p/5s**" in out.read_text() and "**480p/3s**" in out.read_text()
     assert "for about $" in result.stdout
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
-from importlib.resources import files
+import math
+from collections.abc import Mapping
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
 
 import attrs
 
-from wanstore.errors import NotFoundError
+from wanstore.benchmarking.settings import checked, read_toml
+from wanstore.errors import InvalidSettingError, NotFoundError
 
 FRAMES_PER_SECOND = 16
 """What Wan 2.1 was trained at."""
@@ -23,6 +27,11 @@ def _four_k_plus_one(_: object, attribute: attrs.Attribute[int], value: int) -> 
         raise ValueError(f"{attribute.name} is {value}, not 4k+1")
 
 
+def _positive(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{attribute.name} is {value}, not a number above 0")
+
+
 @attrs.frozen
 class Preset:
     """One clip's size and recipe: pixels, frames at 16 a second, denoising steps."""
@@ -32,23 +41,54 @@ class Preset:
     height: int = attrs.field(validator=_multiple_of_16)
     frames: int = attrs.field(validator=_four_k_plus_one)
     steps: int = attrs.field(default=50, validator=attrs.validators.ge(1))
-    guidance_scale: float = 5.0
-    flow_shift: float = 3.0
+    guidance_scale: float = attrs.field(default=5.0, validator=_positive)
+    flow_shift: float = attrs.field(default=3.0, validator=_positive)
     notes: str = ""
 
 
-def _read() -> dict[str, Preset]:
-    table = tomllib.loads(files(__package__).joinpath("presets.toml").read_text())
-    return {name: Preset(name=name, **fields) for name, fields in table.items()}
+_NEEDED = ("width", "height", "frames")
 
 
-PRESETS: dict[str, Preset] = _read()
+def _read(path: Path, given: Mapping[str, Preset]) -> dict[str, Preset]:
+    tables = read_toml(path)
+    return {**given, **{name: _preset(name, table, given.get(name), path) for name, table in tables.items()}}
+
+
+def _preset(name: str, table: object, given: Preset | None, path: Path) -> Preset:
+    where = f"{path}, preset {name!r}"
+    fields: dict[str, Any] = checked(Preset, table, where)
+    if "name" in fields:
+        raise InvalidSettingError(f"{where}: there is no field 'name'", "A preset's name is that of its table")
+    missing = [] if given else [key for key in _NEEDED if key not in fields]
+    if missing:
+        raise InvalidSettingError(f"{where}: {missing[0]} is missing", f"A new preset needs {', '.join(_NEEDED)}")
+    try:
+        return attrs.evolve(given, **fields) if given else Preset(name=name, **fields)
+    except ValueError as error:
+        raise InvalidSettingError(f"{where}: {error}", "Correct the file") from error
+
+
+def _of_the_package() -> dict[str, Preset]:
+    with as_file(files(__package__).joinpath("presets.toml")) as path:
+        return _read(path, {})
+
+
+PRESETS: dict[str, Preset] = _of_the_package()
 """The four presets of production, by name, cheapest first."""
 
 
-def preset_named(name: str) -> Preset:
+def load_presets(path: Path | None) -> dict[str, Preset]:
+    """The package's presets, overridden and added to by the TOML file at `path`, which has the same form.
+
+    A table named like one of the package's changes only the fields that it has. Raises `NotFoundError` when there is
+    no such file, and `InvalidSettingError`, which names file, preset and field.
+    """
+    return dict(PRESETS) if path is None else _read(path, PRESETS)
+
+
+def preset_named(name: str, presets: Mapping[str, Preset] = PRESETS) -> Preset:
     """The preset called `name`. Raises `NotFoundError` listing those there are."""
     try:
-        return PRESETS[name]
+        return presets[name]
     except KeyError:
-        raise NotFoundError(f"There is no preset {name!r}", f"Use one of: {', '.join(PRESETS)}") from None
+        raise NotFoundError(f"There is no preset {name!r}", f"Use one of: {', '.join(presets)}") from None

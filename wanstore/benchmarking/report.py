@@ -1,54 +1,174 @@
-"""The result of a benchmark: a row for each preset, and the safe one among them."""
+"""What a benchmark found: a row for each preset, and what it was measured on. Plain data, in and out as JSON."""
 
 from __future__ import annotations
 
 import json
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
 from wanstore.benchmarking.presets import Preset
+from wanstore.benchmarking.safe import SafeChoice, choose_safe
+from wanstore.errors import DamagedError, NotSupportedError
+from wanstore.manifest import from_json, to_json
+
+SCHEMA_VERSION = 1
+
+
+@attrs.frozen
+class Round:
+    """One clip: seconds of each stage. `steps` are the denoising steps that were run, one figure each."""
+
+    text_encoding: float
+    steps: tuple[float, ...]
+    decoding: float
+    writing: float
+    seconds: float
+    """The whole of it by the wall clock, measuring included."""
+
+    def seconds_at(self, steps: int) -> float:
+        """What a clip of so many steps takes: with fewer measured, the rest at their median."""
+        missing = steps - len(self.steps)
+        return self.seconds + (missing * statistics.median(self.steps) if missing > 0 else 0.0)
+
+
+@attrs.frozen
+class Memory:
+    """Peaks in GiB: what torch's allocator handed out and reserved, and what the device had in use (NVML).
+
+    On a CPU `allocated` is the process's peak resident set, and the others are None.
+    """
+
+    allocated_gib: float
+    reserved_gib: float | None = None
+    device_gib: float | None = None
+
+
+@attrs.frozen
+class Quality:
+    """What can be said of a clip without a model: hard failures, scores, and why a score is missing."""
+
+    failures: tuple[str, ...] = ()
+    scores: Mapping[str, float] = attrs.field(factory=dict)
+    missing: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class BenchmarkRow:
-    """One preset's cost: wall-clock seconds, peak memory in GiB; `failure` says why there is none."""
+    """One preset's result.
+
+    `status` is `ok`, `out of memory`, `timeout`, `crash` or `failed`, and `reason` says more. `rounds` are those
+    after the warm-up. `load_seconds` and `first_clip_seconds` count from the start of the process that measured,
+    None where the pipeline was loaded before. `energy_joules` is what the GPU spent on a clip. With fewer steps
+    measured, it and the first clip are extrapolated as clips are. `attention` is the backend that was used;
+    `attention_seconds`, where backends were compared, what one self-attention of the preset's own shape took with
+    each that works. `frames` are pictures of the clip, as paths beside the report.
+    """
 
     preset: Preset
-    seconds: float = 0.0
-    peak_memory_gib: float = 0.0
-    failure: str = ""
+    status: str = "ok"
+    reason: str = ""
+    rounds: tuple[Round, ...] = ()
+    memory: Memory | None = None
+    quality: Quality | None = None
+    energy_joules: float | None = None
+    attention: str = ""
+    attention_seconds: Mapping[str, float] = attrs.field(factory=dict)
+    load_seconds: float | None = None
+    first_clip_seconds: float | None = None
+    frames: tuple[str, ...] = ()
+
+    @property
+    def worked(self) -> bool:
+        return self.status == "ok" and bool(self.rounds)
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether fewer steps were measured than the preset has."""
+        return any(len(one.steps) < self.preset.steps for one in self.rounds)
+
+    @property
+    def seconds_p50(self) -> float:
+        """The median clip, at the preset's steps."""
+        return statistics.median(self._seconds)
+
+    @property
+    def seconds_p95(self) -> float:
+        """At least 95 % of the clips are as quick (nearest rank); with fewer than twenty rounds the slowest one."""
+        return sorted(self._seconds)[math.ceil(0.95 * len(self.rounds)) - 1]
+
+    @property
+    def step_seconds(self) -> float:
+        """The median denoising step of all rounds."""
+        return statistics.median(step for one in self.rounds for step in one.steps)
+
+    @property
+    def _seconds(self) -> list[float]:
+        return [one.seconds_at(self.preset.steps) for one in self.rounds]
+
+
+@attrs.frozen
+class Environment:
+    """What rows were measured on, and how. `weights` says what they were, random ones plainly so.
+
+    `memory_cap_gib` is the limit that torch was held to, so that a larger GPU stands in for a smaller one.
+    """
+
+    device: str
+    memory_gib: float
+    measured_at: str
+    command: str = ""
+    weights: str = ""
+    memory_cap_gib: float | None = None
+    machine: str = ""
+    versions: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
 class BenchmarkReport:
     """All rows, and what they were measured on."""
 
-    device: str
+    environment: Environment
     rows: tuple[BenchmarkRow, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def safe(self) -> SafeChoice:
+        """The preset that degraded mode falls back to, with the reasons."""
+        cap = self.environment.memory_cap_gib
+        return choose_safe(self.rows, cap if cap is not None else self.environment.memory_gib)
 
     @property
     def safe_preset(self) -> str | None:
-        """The quickest preset that worked; None if none did."""
-        worked = [row for row in self.rows if not row.failure]
-        return min(worked, key=lambda row: row.seconds).preset.name if worked else None
+        """Its name; None if no preset qualifies."""
+        return self.safe.preset
 
     def to_json(self) -> str:
-        """The report as a JSON document."""
-        return json.dumps({**attrs.asdict(self), "safe_preset": self.safe_preset}, indent=2)
+        """The report as a JSON document; `from_json` reads it."""
+        return json.dumps({**to_json(self), "safe_preset": self.safe_preset}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "the report") -> BenchmarkReport:
+        """A report from its JSON. Raises `DamagedError` when it is none, `NotSupportedError` for a newer one."""
+        try:
+            document: Any = json.loads(text)
+            version = document["schema_version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DamagedError(f"{where} is no benchmark report ({error})", "Run the benchmark again") from error
+        if version != SCHEMA_VERSION:
+            raise NotSupportedError(
+                f"{where} has schema version {version}, this wanstore reads {SCHEMA_VERSION}", "Run the benchmark again"
+            )
+        try:
+            return from_json({k: v for k, v in document.items() if k != "safe_preset"}, cls)
+        except ValueError as error:
+            raise DamagedError(f"{where} is no benchmark report ({error})", "Run the benchmark again") from error
 
     def to_markdown(self) -> str:
-        """The report as a Markdown table."""
-        lines = [
-            f"Measured on {self.device}.",
-            "",
-            "| preset | size | frames | steps | seconds | peak memory GiB | |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        for row in self.rows:
-            size = f"{row.preset.width}×{row.preset.height}"
-            cost = ("—", "—") if row.failure else (f"{row.seconds:.2f}", f"{row.peak_memory_gib:.2f}")
-            lines.append(
-                f"| {row.preset.name} | {size} | {row.preset.frames} | {row.preset.steps} "
-                f"| {cost[0]} | {cost[1]} | {row.failure or row.preset.notes} |"
-            )
-        return "\n".join([*lines, "", f"Safe preset: {self.safe_preset or 'none, every preset failed'}", ""])
+        """The report as a Markdown table with the safe preset and its reasons."""
+        from wanstore.benchmarking.page import summary
+
+        return summary(self)

@@ -1,76 +1,148 @@
-"""Runs presets on a ready pipeline and measures them."""
+"""Runs presets on a ready pipeline, in this process."""
 
 from __future__ import annotations
 
-import contextlib
+import datetime
+import os
 import platform
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import attrs
+
+from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
+from wanstore.benchmarking.nvml import driver_version
 from wanstore.benchmarking.presets import Preset
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow
-from wanstore.generation import generate
+from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Round
+from wanstore.errors import DeviceMemoryError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
+from wanstore.versions import versions
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import WanPipeline
 
-PROMPT = "Two anthropomorphic cats in comfy boxing gear fight intensely on a spotlighted stage."
+WARM_UP_STEPS = 2
+"""Denoising steps of a clip that doesn't count: one that sets things up, and one that runs as all later ones do."""
+_PACKAGES = ("wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "xformers")
+# What torch raises as a plain RuntimeError: its CPU allocator, and NVIDIA's libraries.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
+@attrs.frozen
 class PipelineBenchmarker(Benchmarker):
-    """Measures presets in this process: wall-clock time of a clip, and the peak memory while it was made."""
+    """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` short ones that don't count.
 
-    def __init__(self, pipe: WanPipeline) -> None:
-        self._pipe = pipe
+    With `steps`, by preset name, fewer denoising steps than a preset's are run, and the report extrapolates. With
+    `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`,
+    is when the process started that loads the pipeline and makes its first clip.
+    """
+
+    pipe: WanPipeline
+    rounds: int = 1
+    warmup: int = 0
+    steps: Mapping[str, int] = attrs.field(factory=dict)
+    pictures: Path | None = None
+    began: float | None = None
 
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
         progress = progress or Quiet()
-        device: torch.device = self._pipe.device
-        return BenchmarkReport(_describe(device), tuple(self._measure(p, device, progress) for p in presets))
+        rows = tuple(self.measure(preset, progress) for preset in presets)
+        return BenchmarkReport(describe(self.pipe.device), rows)
 
-    def _measure(self, preset: Preset, device: torch.device, progress: Progress) -> BenchmarkRow:
-        peak_gib = _watch_memory(device)
-        began = time.perf_counter()
-        try:
-            generate(self._pipe, PROMPT, preset, progress=progress)
-        except (RuntimeError, MemoryError, ValueError) as error:  # out of memory is a row, not a crash
-            return BenchmarkRow(preset, failure=str(error).splitlines()[0])
-        return BenchmarkRow(preset, time.perf_counter() - began, peak_gib())
+    def measure(self, preset: Preset, progress: Progress) -> BenchmarkRow:
+        """One row; what goes wrong is told in it."""
+        with watch_memory(self.pipe.device) as watch:
+            try:
+                return self._measure(preset, watch, progress)
+            except (RuntimeError, ValueError, MemoryError) as error:
+                return attrs.evolve(row_of(preset, error), memory=watch.peaks())
+
+    def _measure(self, preset: Preset, watch: Watch, progress: Progress) -> BenchmarkRow:
+        from wanstore.benchmarking.quality import examine
+
+        counted = attrs.evolve(preset, steps=steps_run(preset, self.steps))
+        short = attrs.evolve(counted, steps=min(WARM_UP_STEPS, counted.steps))
+        measured, ends = [], []
+        joules = watch.joules()
+        for number in range(self.warmup + self.rounds):
+            if number == self.warmup:
+                joules = watch.joules()
+            clip = short if number < self.warmup else counted
+            one, frames = measure_clip(self.pipe, clip, progress=progress)
+            measured.append(one)
+            ends.append(time.time())
+        spent = watch.joules()
+        rounds = tuple(measured[self.warmup :])
+        return BenchmarkRow(
+            preset,
+            rounds=rounds,
+            memory=watch.peaks(),  # before frames are looked at, which takes memory of its own
+            energy_joules=_energy(joules, spent, rounds, preset),
+            quality=examine(frames, counted),
+            first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
+            frames=self._picture(frames, preset),
+        )
+
+    def _picture(self, frames: Any, preset: Preset) -> tuple[str, ...]:
+        if self.pictures is None:
+            return ()
+        from wanstore.benchmarking.pictures import contact_sheet
+
+        path = self.pictures / f"{preset.name.replace('/', '-')}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(frames, path)
+        return (path.name,)
 
 
-def _describe(device: torch.device) -> str:
+def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:
+    """Denoising steps of a measured clip: the preset's, or fewer where `steps` says so."""
+    return min(preset.steps, steps.get(preset.name, preset.steps))
+
+
+def row_of(preset: Preset, error: BaseException) -> BenchmarkRow:
+    """The row of a preset that failed: out of memory, or something else."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    out_of_memory = isinstance(error, MemoryError | DeviceMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+    return BenchmarkRow(preset, "out of memory" if out_of_memory else "failed", reason)
+
+
+def describe(device: Any) -> Environment:
+    """This machine, as far as a pipeline on `device` sees it."""
+    import torch
+
+    driver = None
     if device.type == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU"
-
-
-def _watch_memory(device: torch.device) -> Callable[[], float]:
-    """Start anew to watch peak memory; the function returned tells it in GiB.
-
-    On a GPU what torch's allocator handed out; on a CPU the process's peak resident set, which only Linux
-    lets a process start anew (proc(5), clear_refs).
-    """
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats(device)
-        return lambda: torch.cuda.max_memory_allocated(device) / 2**30
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak_of_process
+        name = torch.cuda.get_device_name(device)
+        memory_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+        driver = driver_version()
+    else:
+        name = f"{platform.machine()} CPU"
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Environment(
+        device=name,
+        memory_gib=memory_gib,
+        measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        versions={
+            **versions(_PACKAGES),
+            **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
+            **({"driver": driver} if driver else {}),
+        },
+    )
 
 
-def _peak_of_process() -> float:
-    import resource
+def _first_clip(seconds: float, first: Round, rounds: Sequence[Round], preset: Preset) -> float:
+    """What the first clip took, `seconds` from the process's start, with all of the preset's steps."""
+    missing = preset.steps - len(first.steps)
+    return seconds + missing * statistics.median(step for one in rounds for step in one.steps)
 
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+
+def _energy(before: float | None, after: float | None, rounds: Sequence[Round], preset: Preset) -> float | None:
+    """Joules of a clip; with fewer steps measured, more in proportion to its seconds."""
+    if before is None or after is None:
+        return None
+    seconds = statistics.mean(one.seconds_at(preset.steps) for one in rounds)
+    return (after - before) * seconds / sum(one.seconds for one in rounds)

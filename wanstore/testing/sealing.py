@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from wanstore.files import files_below, hash_file
 from wanstore.manifest import MANIFEST_NAME, ConversionRecord, FileEntry, Manifest, SourceRecord, dump_manifest
 
 
-def manifest_of(folder: Path, name: str, recipe: str = "recipe") -> Manifest:
+def manifest_of(folder: Path, name: str, recipe: str = "recipe", notes: Mapping[str, str] | None = None) -> Manifest:
     """A manifest that fits what lies in `folder`."""
     found = {path: status for path, status in sorted(files_below(folder).items()) if path != MANIFEST_NAME}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -26,11 +27,12 @@ def manifest_of(folder: Path, name: str, recipe: str = "recipe") -> Manifest:
             for (path, status), sha256 in zip(found.items(), hashes, strict=True)
         ),
         versions={},
+        notes=dict(notes or {}),
     )
 
 
-def seal_as_is(folder: Path) -> Manifest:
+def seal_as_is(folder: Path, **notes: str) -> Manifest:
     """Write a manifest of what `folder` holds now, and return it."""
-    manifest = manifest_of(folder, folder.name)
+    manifest = manifest_of(folder, folder.name, notes=notes)
     (folder / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
     return manifest

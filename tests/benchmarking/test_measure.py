@@ -1,0 +1,80 @@
+"""One clip, measured on a real pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wanstore.benchmarking.measure import measure_clip, watch_memory
+from wanstore.benchmarking.nvml import DeviceWatch
+from wanstore.benchmarking.presets import Preset
+from wanstore.interfaces import Quiet
+
+PRESET = Preset("tiny", width=32, height=32, frames=5, steps=3)
+
+
+def test_a_clip_is_told_apart_into_stages(pipe: Any) -> None:
+    """A figure for each step; the stages lie within the whole."""
+    one, frames = measure_clip(pipe, PRESET, progress=Quiet())
+    assert frames.shape == (5, 32, 32, 3)
+    assert len(one.steps) == 3 and min(one.text_encoding, *one.steps, one.decoding, one.writing) > 0
+    assert one.text_encoding + sum(one.steps) + one.decoding + one.writing <= one.seconds
+
+
+def test_measuring_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
+    """Nothing of it stays on the pipeline, after a failure neither."""
+    before = pipe.encode_prompt, pipe.vae.decode
+    measure_clip(pipe, PRESET, progress=Quiet())
+    with pytest.raises(RuntimeError, match="stop"):
+        measure_clip(pipe, PRESET, progress=_Stops())
+    assert (pipe.encode_prompt, pipe.vae.decode) == before
+
+
+def test_memory_on_a_cpu_is_the_peak_of_the_process(pipe: Any) -> None:
+    """What was taken and given back in the block counts; torch's and NVML's figures are not there."""
+    import numpy as np
+
+    with watch_memory(pipe.device) as watch:
+        before = watch.peaks().allocated_gib
+        np.ones(64 << 20, np.uint8).sum()
+        after = watch.peaks()
+    assert after.allocated_gib > before + 0.04
+    assert after.reserved_gib is None and after.device_gib is None and watch.joules() is None
+
+
+def test_the_device_tells_its_peak_and_its_energy() -> None:
+    """The peak is the most that was ever seen; energy comes in joules, None where the GPU does not count it."""
+    nvml = _Nvml(used=[1 << 30, 3 << 30, 2 << 30])
+    watch = DeviceWatch(nvml, "gpu")
+    assert [watch.peak_gib, watch.peak_gib, watch.peak_gib] == [1, 3, 3]
+    assert watch.joules() == 1.5
+    nvml.counts = False
+    assert watch.joules() is None
+
+
+class _Stops:
+    def start(self, task: str, total: int, unit: str = "bytes") -> None: ...
+    def advance(self, task: str, amount: int) -> None:
+        raise RuntimeError("stop")
+
+    def finish(self, task: str) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+class _Nvml:
+    """In place of NVIDIA's library, which needs its driver: the three names that are used."""
+
+    class NVMLError(Exception): ...
+
+    def __init__(self, used: list[int]) -> None:
+        self._used = iter(used)
+        self.counts = True
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+        return type("Memory", (), {"used": next(self._used)})
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        if not self.counts:
+            raise self.NVMLError
+        return 1500

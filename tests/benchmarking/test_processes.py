@@ -1,0 +1,111 @@
+"""Presets in processes of their own: real ones, really killed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from wanstore.benchmarking.presets import PRESETS, Preset
+from wanstore.benchmarking.processes import ALL, ProcessBenchmarker, step_weight
+from wanstore.errors import NotFoundError, WanstoreError
+
+FIRST, SECOND = (Preset(name, width=32, height=32, frames=5, steps=4) for name in ("first", "second"))
+
+
+class Heard:
+    """A `Progress` that remembers, and that may do something when a clip begins."""
+
+    def __init__(self, at_clip: Any = None) -> None:
+        self.messages: list[str] = []
+        self.total = self.done = 0
+        self._at_clip = at_clip
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        if task == ALL:
+            self.total = total
+        if self._at_clip and task.startswith("generate"):
+            self._at_clip(task)
+
+    def advance(self, task: str, amount: int) -> None:
+        self.done += amount if task == ALL else 0
+
+    def finish(self, task: str) -> None: ...
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def workers() -> Sequence[psutil.Process]:
+    return [child for child in psutil.Process().children() if "wanstore.benchmarking.worker" in child.cmdline()]
+
+
+def test_a_row_tells_of_the_whole_life_of_its_process(sealed: Path, tmp_path: Path) -> None:
+    """Loading and the first clip from the process's start; the clip's picture beside the report; what weights."""
+    heard = Heard()
+    benchmarker = ProcessBenchmarker(
+        sealed,
+        "cpu",
+        steps={"first": 2},
+        report=tmp_path / "site/page.md",
+        command="wanstore bench w",
+        attention="auto",
+    )
+    report = benchmarker.run([FIRST], progress=heard)
+    (row,) = report.rows
+    assert row.worked and row.extrapolated and len(row.rounds) == 1
+    assert row.load_seconds and row.first_clip_seconds and row.first_clip_seconds > row.load_seconds
+    assert row.attention == "native" and row.memory
+    assert row.frames == ("assets/page/first.jpg",) and (tmp_path / "site" / row.frames[0]).stat().st_size
+    assert report.environment.command == "wanstore bench w" and "torch" in report.environment.versions
+    assert report.environment.weights.startswith("RANDOM weights")
+    assert heard.total == heard.done > 0, "the progress of the whole comes to its end"
+    assert not list((tmp_path / "site").glob("*.partial.json")), "nothing is left to go on with"
+
+
+def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> None:
+    """The kernel's out-of-memory killer sends the same signal; the other preset is not measured a second time."""
+    benchmarker = ProcessBenchmarker(sealed, "cpu", warmup=0, report=tmp_path / "page.md")
+
+    def kill(task: str) -> None:
+        if task == "generate first":
+            workers()[0].send_signal(signal.SIGKILL)
+
+    report = benchmarker.run([FIRST, SECOND], progress=Heard(kill))
+    assert [row.status for row in report.rows] == ["crash", "ok"] and "SIGKILL" in report.rows[0].reason
+
+    heard = Heard()
+    again = benchmarker.run([FIRST, SECOND], progress=heard)
+    assert [row.status for row in again.rows] == ["ok", "ok"]
+    assert again.rows[1] == report.rows[1]
+    assert "second was measured before" in heard.messages[0]
+
+
+def test_a_preset_that_takes_too_long_is_stopped(sealed: Path) -> None:
+    """Its process is gone with it; no report path is needed."""
+    endless = Preset("endless", width=32, height=32, frames=5, steps=100_000)
+    report = ProcessBenchmarker(sealed, "cpu", warmup=0, timeout_seconds=1.5).run([endless])
+    assert [(row.status, row.reason) for row in report.rows] == [("timeout", "not done after 1.5 s")]
+    assert not workers()
+
+
+def test_what_no_preset_could_do_is_an_error(sealed: Path) -> None:
+    """Not a row for each of them."""
+    with pytest.raises(WanstoreError, match="no attention backend 'magic'"):
+        ProcessBenchmarker(sealed, "cpu", attention="magic").run([FIRST, SECOND])
+
+
+def test_a_folder_without_a_seal_is_an_error(tiny_fp16: Path) -> None:
+    """Figures of weights that nobody vouches for help no one."""
+    with pytest.raises(NotFoundError, match="no sealed pipeline"):
+        ProcessBenchmarker(tiny_fp16).run([FIRST])
+
+
+def test_the_time_left_knows_that_large_clips_take_longer() -> None:
+    """An H100 took 0.67, 1.33, 5.20 and 17.3 s for a step of the four presets."""
+    weights = [step_weight(preset) / step_weight(PRESETS["480p/3s"]) for preset in PRESETS.values()]
+    assert weights == pytest.approx([1, 1.33 / 0.67, 5.20 / 0.67, 17.3 / 0.67], rel=0.05)

@@ -1,0 +1,64 @@
+"""Which attention backend is fastest on a preset's own shape, found by trying."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wanstore.benchmarking.presets import Preset
+
+CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "xformers", "flash")
+"""diffusers' names of what may be installed; `native` leaves the choice to torch."""
+_ROUNDS = 3
+
+
+def tokens_of(preset: Preset) -> int:
+    """How many tokens the transformer sees of a preset's clip.
+
+    The VAE makes one latent frame of the first frame and of each four after it, and of 8 × 8 pixels one place;
+    a token is a patch of 1 × 2 × 2 of those.
+    """
+    return ((preset.frames - 1) // 4 + 1) * (preset.height // 16) * (preset.width // 16)
+
+
+def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
+    """Seconds of one self-attention in float16 by backend, fastest first; empty on a CPU, which has but one.
+
+    What does not work on this machine is left out.
+    """
+    if pipe.device.type != "cuda":
+        return {}
+    import torch
+
+    from wanstore.loading.imports import settle_gpu
+    from wanstore.loading.quiet import quiet_libraries
+
+    settle_gpu()
+    config = pipe.transformer.config
+    shape = (1, tokens_of(preset), config.num_attention_heads, config.attention_head_dim)
+    query = torch.randn(shape, dtype=torch.float16, device=pipe.device)
+    found = {}
+    with quiet_libraries(), torch.inference_mode():
+        for backend in CANDIDATES:
+            try:
+                found[backend] = _seconds(pipe, backend, query)
+            except Exception:  # noqa: BLE001, S112  a backend fails in its own ways: absent, built for another GPU
+                continue
+    del query
+    torch.cuda.empty_cache()
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def _seconds(pipe: Any, backend: str, query: Any) -> float:
+    import torch
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    pipe.transformer.set_attention_backend(backend)  # it is this that checks what the backend needs
+    name = AttentionBackendName(backend)
+    dispatch_attention_fn(query, query, query, backend=name)
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    for _ in range(_ROUNDS):
+        dispatch_attention_fn(query, query, query, backend=name)
+    ended.record()
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1000 / _ROUNDS

@@ -1,0 +1,75 @@
+"""A report as people read it: a page of the site with charts, a short Markdown table, a table for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wanstore.benchmarking import sections
+from wanstore.benchmarking.charts import draw
+from wanstore.benchmarking.cost import PRICES, Prices
+from wanstore.benchmarking.markdown import NONE, clip_of, measured_on, number, result_of, table
+from wanstore.errors import plain_os_errors
+from wanstore.terminal import plain_table
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow
+
+_COLUMNS = ("preset", "clip", "result", "#s, p50", "#s, p95", "#s a step", "#peak GiB")
+
+
+def summary(report: BenchmarkReport) -> str:
+    """Short Markdown: what was measured on, the table of presets, and the safe one with its reasons."""
+    lines = [measured_on(report.environment), ""]
+    lines += table(_COLUMNS, [_short(row) for row in report.rows])
+    lines += ["", f"Safe preset: **{report.safe.preset or 'none'}**", "", *(f"- {why}" for why in report.safe.reasons)]
+    return "\n".join(lines) + "\n"
+
+
+def write(report: BenchmarkReport, path: Path, *, prices: Prices | None = None) -> None:
+    """The whole page at `path`, the JSON beside it, and pictures in `assets/NAME/` beside it.
+
+    Paths in a row's `frames` are taken from the page's folder. Without matplotlib and Pillow there are no pictures,
+    and the page says how to get them. Raises `AccessError` or `DiskFullError`.
+    """
+    prices = prices or PRICES
+    with plain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(report.to_json() + "\n", encoding="utf-8")
+        pictures = draw(report, path.parent, f"assets/{path.stem}")
+        parts = [
+            sections.opening(report, path.with_suffix(".json").name),
+            sections.safe(report),
+            sections.results(report, prices),
+            sections.stages(report, pictures),
+            sections.memory(report, pictures),
+            sections.costs(report, prices),
+            sections.quality(report),
+            sections.clips(report),
+            sections.loads(report),
+            sections.estimates(report, prices),
+            sections.how(report),
+        ]
+        path.write_text("\n".join(line for part in parts for line in part).rstrip() + "\n", encoding="utf-8")
+
+
+def terminal_table(report: BenchmarkReport) -> Table:
+    """The table of presets, the safe one marked."""
+    from rich.markup import escape
+
+    shown = plain_table(*_COLUMNS, "", title=measured_on(report.environment))
+    for row in report.rows:
+        mark = "safe preset" if row.preset.name == report.safe_preset else ""
+        shown.add_row(*(escape(cell) for cell in _short(row)), mark)
+    return shown
+
+
+def _short(row: BenchmarkRow) -> list[str]:
+    result = f"{row.status}: {row.reason}" if row.reason and not row.worked else result_of(row)
+    figures = [NONE] * 4
+    if row.worked:
+        peak = number(row.memory.allocated_gib) if row.memory else NONE
+        figures = [number(row.seconds_p50), number(row.seconds_p95), number(row.step_seconds), peak]
+    return [row.preset.name, clip_of(row.preset), result, *figures]

@@ -1,0 +1,103 @@
+"""`wanstore bench`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wanstore.cli_options import json_option, resize, store_option
+
+if TYPE_CHECKING:
+    from wanstore.benchmarking.presets import Preset
+    from wanstore.benchmarking.report import BenchmarkReport
+
+
+@click.command()
+@click.argument("name")
+@store_option
+@click.option("--presets", "wanted", help="Names, with commas between.  [default: all]")
+@click.option("--presets-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="TOML with presets that add to wanstore's, or replace them.")  # fmt: skip
+@click.option("--steps", multiple=True, metavar="N|PRESET=N",
+              help="Run only so many denoising steps, and extrapolate.  [default: the preset's]")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Clips of each preset.")
+@click.option("--warmup", type=click.IntRange(0), default=1, show_default=True,
+              help="Clips of two steps before them, which don't count.")  # fmt: skip
+@click.option("--memory-gib", type=click.FloatRange(0, min_open=True), help="Hold torch to so much of the GPU.")
+@click.option("--attention", help="A backend of diffusers, or auto: the fastest that works.  [default: the pipeline's]")
+@click.option("--timeout", "timeout_seconds", type=click.FloatRange(0, min_open=True),
+              help="Seconds that a preset may take, loading included.")  # fmt: skip
+@click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
+@click.option("--size", help="WIDTHxHEIGHT instead of the presets', multiples of 16.")
+@click.option("--frames", type=int, help="Frames instead of the presets', 4k+1.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="docs/benchmarks.md",
+              show_default=True, help="The page; its JSON and pictures go beside it.")  # fmt: skip
+@click.option("--compare", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="The JSON of an earlier run: say what changed.")  # fmt: skip
+@click.option("--fresh", is_flag=True, help="Measure again what a stopped run has measured.")
+@json_option
+def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | None, steps: Sequence[str],
+          size: str | None, frames: int | None, out: Path, compare: Path | None, as_json: bool,
+          **how: Any) -> None:  # fmt: skip
+    """Measure what each preset costs: time, memory, and which one is safe. Writes a page with its JSON.
+
+    Each preset runs in a process of its own; one that fails is a row of the table. A run that was stopped goes
+    on where it was.
+    """
+    from wanstore.benchmarking.report import BenchmarkReport
+    from wanstore.flows import bench as run_bench
+    from wanstore.terminal import TerminalProgress
+
+    old = BenchmarkReport.from_json(compare.read_bytes(), str(compare)) if compare else None
+    presets = [resize(preset, size=size, frames=frames) for preset in _chosen(wanted, presets_file)]
+    with TerminalProgress(quiet=as_json) as progress:
+        report = run_bench(
+            name, store=store_url, presets=presets, steps=_steps(steps, presets), report=out,
+            command=shlex.join(["wanstore", *sys.argv[1:]]), progress=progress, **how,
+        )  # fmt: skip
+    if report.rows:
+        _write(report, old, out, as_json)
+    if len(report.rows) < len(presets):
+        kept = f"{len(report.rows)} of {len(presets)} presets are measured and kept"
+        click.echo(f"wanstore: Interrupted: {kept}. Run the same command again: it measures the rest.", err=True)
+        sys.exit(1)
+
+
+def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
+    from wanstore.benchmarking.presets import load_presets, preset_named
+
+    presets = load_presets(file)
+    return [preset_named(name.strip(), presets) for name in wanted.split(",")] if wanted else list(presets.values())
+
+
+def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, int]:
+    """`--steps` as steps by preset: a bare number is for all that are not named."""
+    found: dict[str, int] = {}
+    for option in sorted(options, key=lambda text: "=" in text):
+        name, _, number = option.rpartition("=")
+        if not (number.isdecimal() and int(number)):
+            raise click.BadParameter(f"{option!r} is neither N nor PRESET=N", param_hint="--steps")
+        if name and name not in {preset.name for preset in presets}:
+            raise click.BadParameter(f"{name!r} is not among the presets", param_hint="--steps")
+        found |= dict.fromkeys([name] if name else [preset.name for preset in presets], int(number))
+    return found
+
+
+def _write(report: BenchmarkReport, old: BenchmarkReport | None, out: Path, as_json: bool) -> None:
+    from wanstore.benchmarking.compare import compare
+    from wanstore.benchmarking.page import terminal_table, write
+    from wanstore.terminal import show
+
+    write(report, out)
+    if as_json:
+        click.echo(report.to_json())
+        return
+    show(terminal_table(report))
+    for line in compare(old, report).lines() if old else ():
+        click.echo(line)
+    click.echo(f"{out} and {out.with_suffix('.json')} are written")
