@@ -149,5 +149,8 @@ def _told(error: BaseException, device: torch.device, needed_bytes: int) -> Base
 def _free(device: torch.device) -> str:
     if device.type != "cuda":
         return ""
-    free, total = torch.cuda.mem_get_info(device)
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # it is worse than out of memory
+        return ""
     return f": {free / 1e9:.1f} of {total / 1e9:.1f} GB are free"
