@@ -9,6 +9,7 @@ A process makes one load. Its imports, and the device's own start, come before t
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -100,6 +101,11 @@ def fastsafetensors(job: Job) -> Load:
     return load
 
 
+def fastsafetensors_buffered(job: Job) -> Load:
+    os.environ["FASTSAFETENSORS_ODIRECT"] = "0"
+    return fastsafetensors(job)
+
+
 def runai_model_streamer(job: Job) -> Load:
     from runai_model_streamer import SafetensorsStreamer
 
@@ -143,11 +149,12 @@ def flashpack(job: Job) -> Load:
 
 FILE_WAYS: dict[str, Callable[[Job], Load]] = {
     "InstantTensor, buffered": instanttensor_buffered,
-    "fastsafetensors": fastsafetensors,
+    "fastsafetensors, buffered": fastsafetensors_buffered,
     "safetensors 0.9 prefetch": safetensors_prefetch,
     "FlashPack": flashpack,
     "safetensors load_file": safetensors,
     "runai-model-streamer": runai_model_streamer,
+    "fastsafetensors, default": fastsafetensors,
     "InstantTensor, default": instanttensor,
 }
 PIPELINE_WAYS: dict[str, Callable[[Job], Load]] = {"wanstore.load": wanstore, "from_pretrained": from_pretrained}
