@@ -91,6 +91,11 @@ class DeviceMemoryError(DeviceError):
     """The device has too little memory."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says, in one line; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 @contextmanager
 def plain_os_errors(where: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write below `where` into errors with a next step."""

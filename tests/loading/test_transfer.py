@@ -465,3 +465,15 @@ def test_ctrl_c_ends_a_load_and_its_threads(tiny_copy: Path, moment: str) -> Non
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert output.splitlines()[-1] == "interrupted []"
+
+
+def test_an_error_without_a_word_is_told_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not get lost on its way out of the thread: the buffers would pass for filled."""
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(transfers, "_allocate", fail)
+    transfer = Transfer(MemorySource([]), lay_out_buffers([5]), "cpu")
+    with transfer, pytest.raises(DeviceError, match="RuntimeError"):
+        transfer.buffers()

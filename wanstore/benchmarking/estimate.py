@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from wanstore.benchmarking.attention import tokens_of
 from wanstore.benchmarking.presets import PRESETS, Preset
 
 L4_TFLOPS = (40.0, 60.0)
@@ -36,9 +37,9 @@ def estimate(preset: Preset, tflops: tuple[float, float] = L4_TFLOPS) -> Estimat
 def denoising_petaflop(preset: Preset) -> float:
     """Multiplications and additions of all denoising steps of Wan 2.1 1.3B, in 10¹⁵.
 
-    A token is 16 × 16 pixels of 4 frames (the first frame has its own). With guidance each step runs twice.
+    With guidance each step runs twice.
     """
-    tokens = ((preset.frames - 1) // 4 + 1) * (preset.height // 16) * (preset.width // 16)
+    tokens = tokens_of(preset)
     # A multiplication and an addition for each weight that a token meets: q, k, v and output of self-attention, q and
     # output of cross-attention, and the two matrices of the feed-forward.
     weights = 2 * (6 * _WIDTH**2 + 2 * _WIDTH * _FEED_FORWARD)

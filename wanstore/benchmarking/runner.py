@@ -17,7 +17,7 @@ from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import driver_version
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Round
-from wanstore.errors import DeviceMemoryError
+from wanstore.errors import DeviceMemoryError, first_line
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.versions import versions
 
@@ -104,9 +104,8 @@ def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:
 
 def row_of(preset: Preset, error: BaseException) -> BenchmarkRow:
     """The row of a preset that failed: out of memory, or something else."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     out_of_memory = isinstance(error, MemoryError | DeviceMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
-    return BenchmarkRow(preset, "out of memory" if out_of_memory else "failed", reason)
+    return BenchmarkRow(preset, "out of memory" if out_of_memory else "failed", first_line(error))
 
 
 def describe(device: Any) -> Environment:

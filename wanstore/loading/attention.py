@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-from wanstore.errors import NotSupportedError
+from wanstore.errors import NotSupportedError, first_line
 from wanstore.loading.imports import settle_gpu
 from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import Attention
@@ -38,7 +38,7 @@ def _apply(pipe: Any, backend: str, device: torch.device) -> Attention:
     except Exception as error:  # noqa: BLE001  a backend fails in its own ways: not installed, built for another GPU
         # diffusers keeps the name for the whole process: it has to be set back, not only left alone.
         pipe.transformer.set_attention_backend(NATIVE)
-        return Attention(backend, NATIVE, str(error).strip().splitlines()[0] if str(error) else type(error).__name__)
+        return Attention(backend, NATIVE, first_line(error))
     return Attention(backend, backend)
 
 

@@ -13,9 +13,9 @@ import attrs
 
 from wanstore.loading.layout import PIECE_BYTES
 from wanstore.loading.page_cache import cached_spans
+from wanstore.loading.reads import THREADS
 from wanstore.loading.report import TransferRecord
 
-_THREADS = 16
 _PASSES = 8
 _COPIED_BYTES = 2 << 30
 
@@ -71,10 +71,10 @@ def _read(descriptor: int, passes: int) -> int:
 
     def read(thread: int) -> int:
         with mmap.mmap(-1, PIECE_BYTES) as room:
-            return sum(os.preadv(descriptor, [room], start) for start in starts[thread::_THREADS])
+            return sum(os.preadv(descriptor, [room], start) for start in starts[thread::THREADS])
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return sum(pool.map(read, range(_THREADS)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return sum(pool.map(read, range(THREADS)))
 
 
 def _pcie() -> float:

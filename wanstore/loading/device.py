@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from wanstore.errors import NotSupportedError
+from wanstore.errors import NotSupportedError, first_line
 
 
 def pick_device(wanted: str | torch.device | None) -> torch.device:
@@ -19,7 +19,6 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
     try:
         return torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
         raise NotSupportedError(
-            f"There is no device {wanted} ({reason})", "Use cpu, or a machine that has it"
+            f"There is no device {wanted} ({first_line(error)})", "Use cpu, or a machine that has it"
         ) from error

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from wanstore.errors import DeviceError, DeviceMemoryError
+from wanstore.errors import DeviceError, DeviceMemoryError, first_line
 from wanstore.loading.device import pick_device
 from wanstore.loading.layout import Layout
 from wanstore.loading.report import TransferRecord
@@ -141,7 +141,7 @@ def _told(error: BaseException, device: torch.device, needed_bytes: int) -> Base
             "Free some of it, or use a larger one",
         )
     if isinstance(error, RuntimeError):
-        return DeviceError(f"{device} failed while weights were moved to it ({str(error).splitlines()[0]})",
+        return DeviceError(f"{device} failed while weights were moved to it ({first_line(error)})",
                            "Look at nvidia-smi and the kernel's log; a new process may work")  # fmt: skip
     return error
 
