@@ -108,6 +108,8 @@ def test_a_second_setup_says_that_there_is_nothing_to_do(tiny_fp32: Path, store:
         (["generate", "w", "--prompt", "x", "--size", "65x64"], 2, "multiple of 16"),
         (["generate", "w", "--prompt", "x", "--frames", "10"], 2, "4k+1"),
         (["generate", "w", "--prompt", "x", "--size", "wide"], 2, "WIDTHxHEIGHT"),
+        (["generate", "w", "--prompt", "x", "--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
+        (["generate", "w", "--prompt", "x", "--dtype", "decoder=float32"], 1, "transformer, text_encoder, vae"),
         (["generate", "w"], 2, "--prompt"),
         (["frobnicate"], 2, "No such command"),
     ],

@@ -118,6 +118,8 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--steps", "8k/1h=4"], 2, "not among the presets"),
         (["--size", "65x64"], 2, "multiple of 16"),
         (["--memory-gib", "22", "--device", "cpu"], 1, "Only a GPU's memory"),
+        (["--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
+        (["--dtype", "vae=float32", "--dtype", "transformer=bfloat16"], 1, "Choose float16 or float32"),
         (["--compare", __file__], 1, "no benchmark report"),
     ],
 )

@@ -182,6 +182,13 @@ def test_load_takes_a_name_in_a_store_or_one_address(tiny_fp32: Path, store: Loc
         wanstore.load("nothing", store=store)
 
 
+def test_load_may_widen_a_component(tiny_fp32: Path, store: LocalStore) -> None:
+    """What is stored stays float16."""
+    wanstore.setup(str(tiny_fp32), store, name="w")
+    pipe = wanstore.load("w", store=store, device="cpu", dtype={"vae": "float32"})
+    assert (pipe.vae.dtype, pipe.transformer.dtype) == (torch.float32, torch.float16)
+
+
 def test_importing_load_imports_neither_torch_nor_diffusers() -> None:
     """`from wanstore import load` costs milliseconds."""
     code = "import sys; from wanstore import load; print(sorted({'torch', 'diffusers'} & set(sys.modules)))"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +23,20 @@ def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")(function)
+
+
+def dtype_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--dtype`, as dtypes by component; which there are is known to what loads."""
+    told = "Compute in another dtype, as vae=float32. May be repeated.  [default: float16]"
+    option = click.option("--dtype", multiple=True, metavar="COMPONENT=DTYPE", callback=_by_component, help=told)
+    return option(function)
+
+
+def _by_component(_context: click.Context, _parameter: click.Parameter, options: Sequence[str]) -> dict[str, str]:
+    for option in options:
+        if "=" not in option:
+            raise click.BadParameter(f"{option!r} is not COMPONENT=DTYPE")
+    return dict(option.split("=", 1) for option in options)
 
 
 def open_store_at(url: str) -> WeightStore:

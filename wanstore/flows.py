@@ -143,6 +143,7 @@ def load(
     store: WeightStore | str | Path | None = None,
     device: str | torch.device | None = None,
     weights: Literal["resident", "deferred"] = "resident",
+    dtype: Mapping[str, str | torch.dtype] | None = None,
     attention: str | None = None,
     verify: bool = False,
     sealed: bool = True,
@@ -152,9 +153,10 @@ def load(
 
     `address` is a name in `store`, or alone an address such as `modal://volume/name` or `folder/name`.
     `device` is "cuda" where there is one, else "cpu". `weights="deferred"` leaves them to `wanstore.activate`,
-    after a memory snapshot. `attention` is used on a GPU where it works. Sizes are checked against the
-    manifest always, hashes with `verify`. `sealed=False` loads a folder without a manifest, whoever wrote it.
-    The phases' seconds and bytes are in the pipeline's `load_report`. All of it: `wanstore.loading.load`.
+    after a memory snapshot. `dtype={"vae": "float32"}` makes a component compute in float32, whose stored weights
+    are float16. `attention` is used on a GPU where it works. Sizes are checked against the manifest always, hashes
+    with `verify`. `sealed=False` loads a folder without a manifest, whoever wrote it. The phases' seconds and bytes
+    are in the pipeline's `load_report`. All of it, errors included: `wanstore.loading.load`.
     """
     from wanstore.loading import load as load_folder
 
@@ -165,8 +167,9 @@ def load(
             store, address = split_address(str(address))
         folder = _as_store(store).local_path(str(address))
     return load_folder(
-        folder, device=device, weights=weights, attention=attention, verify=verify, sealed=sealed, progress=progress
-    )
+        folder, device=device, weights=weights, dtype=dtype, attention=attention, verify=verify, sealed=sealed,
+        progress=progress,
+    )  # fmt: skip
 
 
 def benchmark(

@@ -139,6 +139,13 @@ def test_the_page_tells_how_it_was_measured(tmp_path: Path) -> None:
         assert fact in told
 
 
+def test_a_component_in_another_dtype_is_told(tmp_path: Path) -> None:
+    """And only then."""
+    told = section(written(report(row(), dtype="vae=float32"), tmp_path), "How it was measured")
+    assert cells(told, "dtype") == ["vae=float32, the others float16"]
+    assert "| dtype |" not in written(report(row()), tmp_path)
+
+
 def test_odd_reasons_do_not_break_the_tables(tmp_path: Path) -> None:
     """An error message with a bar, a line break and brackets stays in its cell, on paper and on the terminal."""
     found = report(failed(reason="a | b\n[bold]c"))

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import psutil
 import pytest
 
 from wanstore.benchmarking.presets import PRESETS, Preset
 from wanstore.benchmarking.processes import ALL, ProcessBenchmarker, step_weight
-from wanstore.errors import NotFoundError, WanstoreError
+from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
 
 FIRST, SECOND = (Preset(name, width=32, height=32, frames=5, steps=4) for name in ("first", "second"))
 
@@ -83,6 +84,23 @@ def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> No
     assert [row.status for row in again.rows] == ["ok", "ok"]
     assert again.rows[1] == report.rows[1]
     assert "second was measured before" in heard.messages[0]
+
+
+def test_another_dtype_is_another_measurement(sealed: Path, tmp_path: Path) -> None:
+    """A stopped run's row doesn't stand for it, and the report tells it. One that can't be is refused at once."""
+    benchmarker = ProcessBenchmarker(sealed, "cpu", warmup=0, report=tmp_path / "page.md")
+
+    def stop(task: str) -> None:
+        if task == "generate second":
+            raise KeyboardInterrupt
+
+    assert len(benchmarker.run([FIRST, SECOND], progress=Heard(stop)).rows) == 1
+    heard = Heard()
+    report = attrs.evolve(benchmarker, dtype={"vae": "float32"}).run([FIRST], progress=heard)
+    assert report.rows[0].worked and report.environment.dtype == "vae=float32"
+    assert not any("measured before" in message for message in heard.messages)
+    with pytest.raises(NotSupportedError, match="float16 or float32"):
+        ProcessBenchmarker(sealed, "cpu", dtype={"vae": "bfloat16"})
 
 
 def test_a_preset_that_takes_too_long_is_stopped(sealed: Path) -> None:

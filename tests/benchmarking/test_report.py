@@ -58,6 +58,11 @@ def without(*path: str | int) -> str:
     return json.dumps(document)
 
 
+def test_a_report_from_before_dtypes_were_told_is_read() -> None:
+    """Nothing but float16 could be chosen then."""
+    assert BenchmarkReport.from_json(without("environment", "dtype")).environment.dtype == ""
+
+
 @pytest.mark.parametrize(
     "text",
     [

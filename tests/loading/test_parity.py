@@ -1,4 +1,4 @@
-"""What `load` builds is what `WanPipeline.from_pretrained(folder, dtype=torch.float16)` builds."""
+"""What `load` builds is what `WanPipeline.from_pretrained` builds in float16, and with one component in float32."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ PROMPTS = [
 ]
 
 
-@cache
-def reference(folder: Path) -> Any:
-    """The pipeline that diffusers itself loads."""
-    return WanPipeline.from_pretrained(str(folder), dtype=torch.float16)
+def from_pretrained(folder: Path, wide: str = "") -> Any:
+    """The pipeline that diffusers itself loads; the component `wide` computes in float32."""
+    dtype = {wide: torch.float32, "default": torch.float16} if wide else torch.float16
+    return WanPipeline.from_pretrained(str(folder), dtype=dtype)
+
+
+reference = cache(from_pretrained)
 
 
 @cache
-def loaded(folder: Path) -> Any:
-    return load(folder, device="cpu", sealed=False)
+def loaded(folder: Path, wide: str = "") -> Any:
+    return load(folder, device="cpu", sealed=False, dtype={wide: "float32"} if wide else None)
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +63,17 @@ def folder(request: pytest.FixtureRequest) -> Path:
     return path
 
 
-def pairs(folder: Path) -> Iterator[tuple[Any, Any]]:
+@pytest.fixture(params=["", *MODELS])
+def wide(request: pytest.FixtureRequest) -> str:
+    """The component that computes in float32, if one does."""
+    name: str = request.param
+    return name
+
+
+def pairs(folder: Path, wide: str) -> Iterator[tuple[Any, Any]]:
     """Each model as loaded, beside the reference's."""
     for name in MODELS:
-        yield getattr(loaded(folder), name), getattr(reference(folder), name)
+        yield getattr(loaded(folder, wide), name), getattr(reference(folder, wide), name)
 
 
 def bits(tensor: torch.Tensor) -> bytes:
@@ -76,9 +86,9 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value if isinstance(value, simple) else type(value) for name, value in values.items()}
 
 
-def test_state_dicts_are_equal_bit_for_bit(folder: Path) -> None:
+def test_state_dicts_are_equal_bit_for_bit(folder: Path, wide: str) -> None:
     """Names and their order, dtypes, strides and every bit."""
-    for ours, theirs in pairs(folder):
+    for ours, theirs in pairs(folder, wide):
         held, wanted = ours.state_dict(), theirs.state_dict()
         assert list(held) == list(wanted)
         for name, tensor in wanted.items():
@@ -86,20 +96,20 @@ def test_state_dicts_are_equal_bit_for_bit(folder: Path) -> None:
             assert bits(held[name]) == bits(tensor), name
 
 
-def test_buffers_that_no_file_holds_are_computed(folder: Path) -> None:
+def test_buffers_that_no_file_holds_are_computed(folder: Path, wide: str) -> None:
     """The RoPE tables above all: non-persistent, float32."""
-    for ours, theirs in pairs(folder):
+    for ours, theirs in pairs(folder, wide):
         held, wanted = dict(ours.named_buffers()), dict(theirs.named_buffers())
         assert list(held) == list(wanted)
         for name, buffer in wanted.items():
             assert held[name].dtype == buffer.dtype
             assert bits(held[name]) == bits(buffer)
-    assert loaded(folder).transformer.rope.freqs_cos.dtype == torch.float32
+    assert loaded(folder, wide).transformer.rope.freqs_cos.dtype == torch.float32
 
 
-def test_modules_and_parameters_have_the_same_attributes(folder: Path) -> None:
+def test_modules_and_parameters_have_the_same_attributes(folder: Path, wide: str) -> None:
     """Down to training flags, requires_grad and what transformers notes on modules."""
-    for ours, theirs in pairs(folder):
+    for ours, theirs in pairs(folder, wide):
         for (name, module), (other_name, other) in zip(ours.named_modules(), theirs.named_modules(), strict=True):
             assert (name, type(module)) == (other_name, type(other))
             assert plain(vars(module)) == plain(vars(other)), name
@@ -108,9 +118,9 @@ def test_modules_and_parameters_have_the_same_attributes(folder: Path) -> None:
             assert type(ours_p) is type(theirs_p)
 
 
-def test_configs_are_equal(folder: Path) -> None:
+def test_configs_are_equal(folder: Path, wide: str) -> None:
     """Of the models, the scheduler and the pipeline; but the tokenizer is of another class, on purpose."""
-    ours, theirs = loaded(folder), reference(folder)
+    ours, theirs = loaded(folder, wide), reference(folder, wide)
     assert ours.text_encoder.config.to_dict() == theirs.text_encoder.config.to_dict()
     assert ours.text_encoder.config._attn_implementation == theirs.text_encoder.config._attn_implementation
     assert ours.text_encoder.config._name_or_path == theirs.text_encoder.config._name_or_path
@@ -121,9 +131,9 @@ def test_configs_are_equal(folder: Path) -> None:
     assert held == wanted
 
 
-def test_the_text_encoders_embedding_is_tied(folder: Path) -> None:
+def test_the_text_encoders_embedding_is_tied(folder: Path, wide: str) -> None:
     """One tensor under two names, as the reference has it."""
-    for pipe in (loaded(folder), reference(folder)):
+    for pipe in (loaded(folder, wide), reference(folder, wide)):
         assert pipe.text_encoder.encoder.embed_tokens.weight is pipe.text_encoder.shared.weight
 
 
@@ -164,11 +174,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("frames", [5, 9])
-def test_generated_clips_are_equal(tiny_fp16: Path, frames: int) -> None:
+@pytest.mark.parametrize(("frames", "wide"), [(5, ""), (9, ""), (5, "vae"), (5, "transformer"), (5, "text_encoder")])
+def test_generated_clips_are_equal(tiny_fp16: Path, frames: int, wide: str) -> None:
     """Given the same tokenizer, the same seed gives the same clip to the last bit."""
     clips = []
-    ours, theirs = loaded(tiny_fp16), WanPipeline.from_pretrained(str(tiny_fp16), dtype=torch.float16)
+    ours, theirs = loaded(tiny_fp16, wide), from_pretrained(tiny_fp16, wide)
     theirs.register_modules(tokenizer=ours.tokenizer)
     for pipe in (ours, theirs):
         pipe.set_progress_bar_config(disable=True)

@@ -21,9 +21,9 @@ def tokens_of(preset: Preset) -> int:
 
 
 def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
-    """Seconds of one self-attention in float16 by backend, fastest first; empty on a CPU, which has but one.
+    """Seconds of one self-attention by backend, fastest first; empty on a CPU, which has but one.
 
-    What does not work on this machine is left out.
+    It is of the transformer's dtype. What does not work on this machine is left out.
     """
     if pipe.device.type != "cuda":
         return {}
@@ -35,7 +35,7 @@ def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
     settle_gpu()
     config = pipe.transformer.config
     shape = (1, tokens_of(preset), config.num_attention_heads, config.attention_head_dim)
-    query = torch.randn(shape, dtype=torch.float16, device=pipe.device)
+    query = torch.randn(shape, dtype=pipe.transformer.dtype, device=pipe.device)
     found = {}
     with quiet_libraries(), torch.inference_mode():
         for backend in CANDIDATES:

@@ -137,6 +137,7 @@ def _recipe(row: BenchmarkRow, environment: Environment) -> dict[str, object]:
         "flow shift": preset.flow_shift,
         "memory cap": environment.memory_cap_gib,
         "weights": environment.weights,
+        "dtype": environment.dtype,
     }
     if row.worked:
         recipe |= {"steps measured": len(row.rounds[0].steps), "attention": row.attention}

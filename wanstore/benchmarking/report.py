@@ -115,6 +115,7 @@ class Environment:
     """What rows were measured on, and how. `weights` says what they were, random ones plainly so.
 
     `memory_cap_gib` is the limit that torch was held to, so that a larger GPU stands in for a smaller one.
+    `dtype` names the components that computed in another dtype than float16, as `vae=float32`.
     """
 
     device: str
@@ -123,6 +124,7 @@ class Environment:
     command: str = ""
     weights: str = ""
     memory_cap_gib: float | None = None
+    dtype: str = ""
     machine: str = ""
     versions: Mapping[str, str] = attrs.field(factory=dict)
 

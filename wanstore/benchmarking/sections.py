@@ -212,6 +212,7 @@ def how(report: BenchmarkReport) -> list[str]:
         "machine": environment.machine,
         "measured at": environment.measured_at,
         "weights": environment.weights,
+        "dtype": environment.dtype and f"{environment.dtype}, the others float16",
         "clips measured": ", ".join(f"{row.preset.name}: {len(row.rounds)}" for row in report.rows if row.worked),
         "attention": "; ".join(f"{row.preset.name}: {_attention(row)}" for row in report.rows if row.attention),
         "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),

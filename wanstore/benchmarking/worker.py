@@ -27,7 +27,8 @@ from wanstore.manifest import from_json, to_json
 class Job:
     """What to measure, and how. Without a preset the machine is described, and nothing more.
 
-    `attention` is as for `wanstore.load`, or `auto`; `began` when the process was started, by `time.time`.
+    `dtype` is as for `wanstore.load`, and so is `attention`, or it is `auto`; `began` is when the process was started,
+    by `time.time`.
     """
 
     folder: str
@@ -37,6 +38,7 @@ class Job:
     warmup: int = 0
     steps: dict[str, int] = attrs.field(factory=dict)
     memory_gib: float | None = None
+    dtype: dict[str, str] = attrs.field(factory=dict)
     attention: str | None = None
     pictures: str | None = None
     began: float = 0.0
@@ -85,8 +87,9 @@ def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
     auto = job.attention == "auto"
     try:
         pipe = load(
-            Path(job.folder), device=job.device, attention="native" if auto else job.attention, progress=progress
-        )
+            Path(job.folder), device=job.device, dtype=job.dtype, attention="native" if auto else job.attention,
+            progress=progress,
+        )  # fmt: skip
         loaded = time.time()
         compared = _use_fastest(pipe, preset) if auto else {}
     except (DeviceError, RuntimeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.loading.check import check_pipeline, check_sealed, read_json
+from wanstore.loading.dtypes import NARROW, check_dtypes
 from wanstore.loading.imports import collection_paused, import_libraries, put_off
 from wanstore.loading.page_cache import ReadAhead
 from wanstore.loading.quiet import quiet_libraries
@@ -30,6 +32,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     weights: Literal["resident", "deferred"] = "resident",
+    dtype: Mapping[str, str | torch.dtype] | None = None,
     attention: str | None = None,
     verify: bool = False,
     sealed: bool = True,
@@ -48,6 +51,9 @@ def load(
         folder: a local pipeline folder.
         device: where the pipeline goes; "cuda" where there is one, else "cpu". None or "cpu" when deferred.
         weights: "resident" reads them now, "deferred" leaves them to `activate`.
+        dtype: "float16" or "float32" (or torch's own) by component: `{"vae": "float32"}` widens the VAE's weights
+            on the device, as `from_pretrained(dtype={"vae": torch.float32, "default": torch.float16})` does.
+            Components are transformer, text_encoder and vae; those not named compute in float16. `activate` keeps it.
         attention: an attention backend of diffusers, such as "xformers", used once the pipeline is on a GPU
             where it works; by default the one that the manifest notes, if any.
         verify: compare every file's SHA-256 with the manifest, not only its size.
@@ -59,13 +65,14 @@ def load(
         DamagedError: files are not what the manifest, the configs or their own headers say, or not readable.
         ChangedError: another pipeline took the folder's place in mid-load.
         DeviceError: the device has too little memory, or failed.
-        NotSupportedError: another kind of pipeline, a device or attention backend that is not there, or
-            arguments that exclude each other.
+        NotSupportedError: another kind of pipeline, a device or attention backend that is not there, another
+            component or dtype than those above, or arguments that exclude each other.
     """
     folder, progress, clock = Path(folder), progress or Quiet(), PhaseClock()
     with collection_paused(), ExitStack() as stack:
         with clock.phase("check"):
             _check_arguments(device, weights, verify=verify, sealed=sealed)
+            dtypes = check_dtypes(dtype)
             manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
             files = stack.enter_context(open_weights(folder))
         streamed = None
@@ -73,14 +80,14 @@ def load(
             if weights == "resident":
                 with ReadAhead(files) if "torch" not in sys.modules else nullcontext():
                     from wanstore.loading.streaming import stream
-                streamed = stack.enter_context(stream(files, device, progress, folder.name))
+                streamed = stack.enter_context(stream(files, device, dtypes, progress, folder.name))
             import_libraries()
             from wanstore.loading.activation import Origin, apply_once, fill
             from wanstore.loading.attention import check_known
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
         with put_off():  # libraries go on importing while they build
-            models = _skeletons(folder, files, clock)
-            origin = Origin(folder, manifest, attention)
+            models = _skeletons(folder, files, dtypes, clock)
+            origin = Origin(folder, manifest, attention, dtypes)
             if origin.attention:
                 check_known(origin.attention)
             if streamed:  # before the tokenizer, which holds the interpreter's lock for most of a second
@@ -139,7 +146,7 @@ def _check(folder: Path, *, verify: bool, sealed: bool, progress: Progress) -> M
     return manifest
 
 
-def _skeletons(folder: Path, files: Weights, clock: PhaseClock) -> dict[str, Any]:
+def _skeletons(folder: Path, files: Weights, dtypes: Mapping[str, str], clock: PhaseClock) -> dict[str, Any]:
     """Each component's model without weights; raises `DamagedError` unless `files` hold just what they need."""
     from wanstore.loading.assemble import build_skeleton, check_classes, wanted_tensors
 
@@ -148,7 +155,8 @@ def _skeletons(folder: Path, files: Weights, clock: PhaseClock) -> dict[str, Any
         models = {}
         for component, group in files.items():
             path = folder / component
-            models[component] = build_skeleton(component, read_json(path / "config.json"), str(path))
+            config, dtype = read_json(path / "config.json"), dtypes.get(component, NARROW)
+            models[component] = build_skeleton(component, config, str(path), dtype)
             check_fit(folder, component, group, wanted_tensors(models[component]))
         return models
 

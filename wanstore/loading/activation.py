@@ -33,11 +33,15 @@ _ACTIVATING = threading.Lock()
 
 @attrs.frozen
 class Origin:
-    """What a pipeline was prepared from; kept on it as `wanstore_origin`. An unsealed folder has no manifest."""
+    """What a pipeline was prepared from; kept on it as `wanstore_origin`. An unsealed folder has no manifest.
+
+    `dtypes` are as `check_dtypes` gives them: deferred weights become what was asked for when it was prepared.
+    """
 
     folder: Path
     manifest: Manifest | None
     asked_attention: str | None
+    dtypes: Mapping[str, str]
 
     @property
     def attention(self) -> str | None:
@@ -69,7 +73,7 @@ def activate(pipe: Any, device: str | torch.device | None, progress: Progress) -
             with clock.phase("check"):
                 origin.check_same()
                 opened = open_weights(origin.folder)
-            with opened as files, stream(files, device, progress, origin.folder.name) as streamed:
+            with opened as files, stream(files, device, origin.dtypes, progress, origin.folder.name) as streamed:
                 for component, model in models.items():
                     check_fit(origin.folder, component, files[component], wanted_tensors(model))
                 fill(models, origin, streamed, clock)

@@ -1,7 +1,7 @@
 """A `WanPipeline` put together from a folder's parts, equal in every bit and attribute to `from_pretrained`'s.
 
 `from_pretrained(dtype=torch.float16)` is the reference: tensors under modules that a model class keeps in
-float32 (`_keep_in_fp32_modules`) are widened, all others are float16.
+float32 (`_keep_in_fp32_modules`) are widened, all others are float16. A component may be float32 as a whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from wanstore.components import COMPONENTS
 from wanstore.errors import DamagedError, NotSupportedError
 from wanstore.loading.check import read_json
+from wanstore.loading.dtypes import NARROW
 
 _CLASSES: dict[str, Any] = {
     "text_encoder": UMT5EncoderModel,
@@ -49,15 +50,15 @@ def wanted_tensors(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name != _TIED}
 
 
-def build_skeleton(component: str, config: Mapping[str, Any], path: str) -> Any:
+def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: str = NARROW) -> Any:
     """The component's model with its parameters on the meta device, its buffers real, and nothing in memory.
 
-    It has all else that `from_pretrained` leaves on a model. `path` is the folder it is said to come from.
-    Raises `DamagedError` when `config` describes no such model.
+    It has all else that `from_pretrained` leaves on a model. `path` is the folder it is said to come from, `dtype`
+    what it computes in. Raises `DamagedError` when `config` describes no such model.
     """
     try:
         # Some classes draw initial values that nobody sees: the caller's random numbers stay as they were.
-        with _BUILDING, _default_dtype(torch.float16), torch.random.fork_rng(devices=[]):
+        with _BUILDING, _default_dtype(getattr(torch, dtype)), torch.random.fork_rng(devices=[]):
             build = _build_umt5 if component == "text_encoder" else partial(_build_diffusers, component)
             return build(config, path).eval()
     except Exception as error:  # a broken config fails in as many ways as there are lines in a model's __init__
@@ -124,7 +125,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def _build_umt5(config: Mapping[str, Any], path: str) -> Any:
     umt5 = UMT5Config.from_dict(dict(config))
-    umt5.dtype = torch.float16
+    umt5.dtype = torch.get_default_dtype()
     umt5._name_or_path = path  # before the model is built, which copies it
     # UMT5 has no buffers that this could lose. What would fill a tensor without memory imports PyTorch's compiler.
     with no_init_weights(), torch.device("meta"):

@@ -34,7 +34,7 @@ def _apply(pipe: Any, backend: str, device: torch.device) -> Attention:
     settle_gpu()
     try:
         pipe.transformer.set_attention_backend(backend)
-        _try(backend, device)
+        _try(backend, device, pipe.transformer.dtype)
     except Exception as error:  # noqa: BLE001  a backend fails in its own ways: not installed, built for another GPU
         # diffusers keeps the name for the whole process: it has to be set back, not only left alone.
         pipe.transformer.set_attention_backend(NATIVE)
@@ -42,9 +42,9 @@ def _apply(pipe: Any, backend: str, device: torch.device) -> Attention:
     return Attention(backend, backend)
 
 
-def _try(backend: str, device: torch.device) -> None:
+def _try(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     """One small attention with the transformer's head size and dtype, so that a backend fails here and now."""
-    query = torch.randn(1, 64, 2, 128, dtype=torch.float16, device=device)
+    query = torch.randn(1, 64, 2, 128, dtype=dtype, device=device)
     result = dispatch_attention_fn(query, query, query, backend=AttentionBackendName(backend))
     if not torch.isfinite(result).all():
         raise NotSupportedError(f"{backend} gives values that are not finite")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -11,6 +11,7 @@ import torch
 
 from wanstore.components import COMPONENTS
 from wanstore.interfaces import Progress
+from wanstore.loading.dtypes import WIDE
 from wanstore.loading.layout import lay_out_files
 from wanstore.loading.report import PhaseClock
 from wanstore.loading.sources import FileSource
@@ -40,14 +41,21 @@ class Stream:
 
 
 @contextmanager
-def stream(weights: Weights, device: str | torch.device | None, progress: Progress, name: str) -> Iterator[Stream]:
+def stream(
+    weights: Weights, device: str | torch.device | None, dtypes: Mapping[str, str], progress: Progress, name: str
+) -> Iterator[Stream]:
     """Begin to move all weights to `device`. What `from_pretrained` keeps in float32 is widened, the rest float16.
 
-    Leaving the block ends it, finished or not.
+    Of a component that computes in float32, by `dtypes`, all is widened. Leaving the block ends it, finished or not.
     """
     files = [(component, file) for component, group in weights.items() for file in group]
-    layout = lay_out_files([(f"{c}/", file.tensors, COMPONENTS[c].keeps_float32) for c, file in files])
+    layout = lay_out_files([(f"{c}/", file.tensors, _keeps_float32(c, dtypes)) for c, file in files])
     task = f"load {name}"
     progress.start(task, sum(file.size_bytes for _, file in files))
     with Transfer(FileSource([file for _, file in files]), layout, device, partial(progress.advance, task)) as transfer:
         yield Stream(transfer, progress, task)
+
+
+def _keeps_float32(component: str, dtypes: Mapping[str, str]) -> Callable[[str], bool]:
+    """Which of the component's tensors are float32 on the device, by their names."""
+    return (lambda _: True) if dtypes.get(component) == WIDE else COMPONENTS[component].keeps_float32
