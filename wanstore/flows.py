@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.conversion.plan import ConversionPlan
     from wanstore.conversion.source import Source
+    from wanstore.loading.memory import Memory
 
 DEFAULT_NAME = "wan2.1-fp16"
 CONVERTERS = "wanstore.converters"
@@ -145,6 +146,7 @@ def load(
     weights: Literal["resident", "deferred"] = "resident",
     dtype: Mapping[str, str | torch.dtype] | None = None,
     attention: str | None = None,
+    memory: Memory = "auto",
     verify: bool = False,
     sealed: bool = True,
     progress: Progress | None = None,
@@ -154,7 +156,8 @@ def load(
     `address` is a name in `store`, or alone an address such as `modal://volume/name` or `folder/name`.
     `device` is "cuda" where there is one, else "cpu". `weights="deferred"` leaves them to `wanstore.activate`,
     after a memory snapshot. `dtype={"vae": "float32"}` makes a component compute in float32, whose stored weights
-    are float16. `attention` is used on a GPU where it works. Sizes are checked against the manifest always, hashes
+    are float16. `attention` is used on a GPU where it works. `memory` says whether parts may make room for one another
+    there: by default those that have to. Sizes are checked against the manifest always, hashes
     with `verify`. `sealed=False` loads a folder without a manifest, whoever wrote it. The phases' seconds and bytes
     are in the pipeline's `load_report`. All of it, errors included: `wanstore.loading.load`.
     """
@@ -167,8 +170,8 @@ def load(
             store, address = split_address(str(address))
         folder = _as_store(store).local_path(str(address))
     return load_folder(
-        folder, device=device, weights=weights, dtype=dtype, attention=attention, verify=verify, sealed=sealed,
-        progress=progress,
+        folder, device=device, weights=weights, dtype=dtype, attention=attention, memory=memory,
+        verify=verify, sealed=sealed, progress=progress,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from wanstore.interfaces import Progress, Quiet
 from wanstore.loading.check import check_pipeline, check_sealed, read_json
 from wanstore.loading.dtypes import NARROW, check_dtypes
 from wanstore.loading.imports import collection_paused, import_libraries, put_off
+from wanstore.loading.memory import Memory, MemoryPlan, check_memory
 from wanstore.loading.page_cache import ReadAhead
 from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock, TransferRecord
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from wanstore.manifest import Manifest
 
-__all__ = ["Attention", "LoadReport", "Phase", "TransferRecord", "activate", "load"]
+__all__ = ["Attention", "LoadReport", "Memory", "MemoryPlan", "Phase", "TransferRecord", "activate", "load"]
 
 
 def load(
@@ -34,6 +35,7 @@ def load(
     weights: Literal["resident", "deferred"] = "resident",
     dtype: Mapping[str, str | torch.dtype] | None = None,
     attention: str | None = None,
+    memory: Memory = "auto",
     verify: bool = False,
     sealed: bool = True,
     progress: Progress | None = None,
@@ -56,6 +58,11 @@ def load(
             Components are transformer, text_encoder and vae; those not named compute in float16. `activate` keeps it.
         attention: an attention backend of diffusers, such as "xformers", used once the pipeline is on a GPU
             where it works; by default the one that the manifest notes, if any.
+        memory: how much of a GPU's memory a clip may take. "auto" chooses for each clip the quickest plan that fits:
+            the text encoder, 80 % of the weights, may have to make room while it does not work, and is read again
+            from the folder. "streamed" has it do so always; a `MemoryPlan` says in detail what is to happen.
+            "resident" keeps all on the device and leaves diffusers' pipeline as it is. No clip changes by it. By
+            the first two the pipeline has a `memory_plan`: that of the last clip.
         verify: compare every file's SHA-256 with the manifest, not only its size.
         sealed: the folder must have a manifest and match it. Without, any Wan 2.1 pipeline folder will do.
         progress: hears of bytes checked and loaded.
@@ -73,6 +80,7 @@ def load(
         with clock.phase("check"):
             _check_arguments(device, weights, verify=verify, sealed=sealed)
             dtypes = check_dtypes(dtype)
+            check_memory(memory)
             manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
             files = stack.enter_context(open_weights(folder))
         streamed = None
@@ -82,20 +90,19 @@ def load(
                     from wanstore.loading.streaming import stream
                 streamed = stack.enter_context(stream(files, device, dtypes, progress, folder.name))
             import_libraries()
-            from wanstore.loading.activation import Origin, apply_once, fill
+            from wanstore.loading.activation import Origin, fill, make_ready
             from wanstore.loading.attention import check_known
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
         with put_off():  # libraries go on importing while they build
             models = _skeletons(folder, files, dtypes, clock)
-            origin = Origin(folder, manifest, attention, dtypes)
+            origin = Origin(folder, manifest, attention, dtypes, memory)
             if origin.attention:
                 check_known(origin.attention)
             if streamed:  # before the tokenizer, which holds the interpreter's lock for most of a second
                 fill(models, origin, streamed, clock)
             pipe = _assemble(folder, models, clock)
     pipe.wanstore_origin = origin
-    with clock.phase("attention"):
-        applied = apply_once(pipe, pipe.device) if streamed else None
+    applied = make_ready(pipe, clock) if streamed else None
     pipe.load_report = clock.report(str(folder), str(pipe.device), applied)
     return pipe
 

@@ -14,17 +14,17 @@ import attrs
 import torch
 
 from wanstore.components import COMPONENTS
-from wanstore.errors import ChangedError, NotFoundError, NotSupportedError
+from wanstore.errors import ChangedError, DeviceMemoryError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress
 from wanstore.loading.assemble import fill_model, wanted_tensors
 from wanstore.loading.attention import apply_attention
 from wanstore.loading.check import check_sealed
 from wanstore.loading.device import pick_device
-from wanstore.loading.layout import lay_out_buffers
+from wanstore.loading.memory import Memory
+from wanstore.loading.moving import Move
 from wanstore.loading.report import Attention, PhaseClock
-from wanstore.loading.sources import MemorySource
+from wanstore.loading.staged import stage
 from wanstore.loading.streaming import Stream, stream
-from wanstore.loading.transfer import Transfer
 from wanstore.loading.weight_files import check_fit, open_weights
 from wanstore.manifest import Manifest
 
@@ -36,12 +36,14 @@ class Origin:
     """What a pipeline was prepared from; kept on it as `wanstore_origin`. An unsealed folder has no manifest.
 
     `dtypes` are as `check_dtypes` gives them: deferred weights become what was asked for when it was prepared.
+    `memory` is how much of a device it may take.
     """
 
     folder: Path
     manifest: Manifest | None
     asked_attention: str | None
     dtypes: Mapping[str, str]
+    memory: Memory
 
     @property
     def attention(self) -> str | None:
@@ -82,20 +84,43 @@ def activate(pipe: Any, device: str | torch.device | None, progress: Progress) -
                 ready = pick_device(device)
             if pipe.device != ready:
                 _move(models, ready, clock)
-        with clock.phase("attention"):
-            attention = apply_once(pipe, pipe.device)
+        attention = make_ready(pipe, clock)
         pipe.activation_report = clock.report(str(origin.folder), str(pipe.device), attention)
         if attention:
             pipe.load_report = attrs.evolve(pipe.load_report, attention=attention)
 
 
 def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: PhaseClock) -> None:
-    """Wait for the weights and give them to the models, which have none; on an error they stay as they were."""
-    tensors = streamed.wait(clock)
+    """Wait for the weights and give them to the models, which have none; on an error they stay as they were.
+
+    Where the device has no room for all, and components may be streamed, it is the text encoder alone, which works
+    first: the others stay without weights until `stage` has the pipeline bring them.
+    """
+    try:
+        tensors = streamed.wait(clock)
+    except DeviceMemoryError:
+        if origin.memory == "resident":
+            raise
+        with (
+            open_weights(origin.folder, ["text_encoder"]) as files,
+            stream(files, streamed.transfer.device, origin.dtypes, streamed.progress, streamed.task) as part,
+        ):
+            tensors = part.wait(clock)
     with clock.phase("assign"):
         origin.check_same()  # it was not swapped in mid-load either
         for component, model in models.items():
-            fill_model(component, model, tensors[component])
+            if tensors[component]:
+                fill_model(component, model, tensors[component])
+
+
+def make_ready(pipe: Any, clock: PhaseClock) -> Attention | None:
+    """What is left once a pipeline is on its device: its attention backend, and how it shares out the memory."""
+    with clock.phase("attention"):
+        attention = _apply_once(pipe, pipe.device)
+    memory = pipe.wanstore_origin.memory
+    if memory != "resident" and (memory != "auto" or pipe.device.type == "cuda"):
+        stage(pipe)
+    return attention
 
 
 def reseed() -> None:
@@ -106,7 +131,7 @@ def reseed() -> None:
     torch.seed()
 
 
-def apply_once(pipe: Any, device: torch.device) -> Attention | None:
+def _apply_once(pipe: Any, device: torch.device) -> Attention | None:
     """Apply the pipeline's attention backend on `device`; what came of it, None if there is nothing to do."""
     backend = pipe.wanstore_origin.attention
     if backend is None or getattr(pipe, "wanstore_attention_on", None) == device:
@@ -119,20 +144,9 @@ def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) ->
     """Move parameters and buffers; from memory to a GPU by whole buffers, as quickly as from files."""
     parameters = [parameter for model in models.values() for parameter in model.parameters()]
     if device.type == "cuda" and all(parameter.device.type == "cpu" for parameter in parameters):
-        _move_parameters(parameters, device, clock)
+        with Move({str(number): parameter.data for number, parameter in enumerate(parameters)}, device) as move:
+            for number, tensor in move.wait(clock).items():
+                parameters[int(number)].data = tensor
     with clock.phase("pipeline"):
         for model in models.values():
             model.to(device)
-
-
-def _move_parameters(parameters: list[torch.nn.Parameter], device: torch.device, clock: PhaseClock) -> None:
-    storages = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in parameters}
-    arrays = [torch.empty(0, dtype=torch.uint8).set_(storage).numpy() for storage in storages.values()]
-    with Transfer(MemorySource(arrays), lay_out_buffers([len(array) for array in arrays]), device) as transfer:
-        with clock.waiting():
-            moved = dict(zip(storages, transfer.buffers(), strict=True))
-        clock.transferred(transfer.began, transfer.record)
-    for parameter in parameters:
-        there = moved[parameter.untyped_storage().data_ptr()].untyped_storage()
-        whole = torch.empty(0, dtype=parameter.dtype, device=device)
-        parameter.data = whole.set_(there, parameter.storage_offset(), parameter.shape, parameter.stride())

@@ -38,11 +38,12 @@ class Source(Protocol):
 class FileSource:
     """Weight files. What is in page cache is read from there, the rest past it where the file system allows.
 
-    O_DIRECT spares a copy and the cache's own bookkeeping: it reads at the disk's own speed.
+    O_DIRECT spares a copy and the cache's own bookkeeping: it reads at the disk's own speed. `through_cache` does
+    without, for files that are to be read again.
     """
 
-    def __init__(self, files: Sequence[WeightFile]) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[WeightFile], *, through_cache: bool = False) -> None:
+        self._files, self._through_cache = files, through_cache
         self._direct: dict[int, int] = {}
         self._uncached: set[tuple[int, int]] = set()
 
@@ -53,7 +54,7 @@ class FileSource:
             cached = cached_spans(file.descriptor, [(piece.start, piece.stop) for piece in own])
             missing = [piece for piece, there in zip(own, cached, strict=True) if not there]
             uncached_bytes += sum(piece.stop - piece.start for piece in missing)
-            if missing and self._open_direct(number):
+            if missing and not self._through_cache and self._open_direct(number):
                 self._uncached |= {(number, piece.start) for piece in missing}
         return uncached_bytes
 

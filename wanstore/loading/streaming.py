@@ -42,20 +42,28 @@ class Stream:
 
 @contextmanager
 def stream(
-    weights: Weights, device: str | torch.device | None, dtypes: Mapping[str, str], progress: Progress, name: str
+    weights: Weights,
+    device: str | torch.device | None,
+    dtypes: Mapping[str, str],
+    progress: Progress,
+    name: str,
+    *,
+    through_cache: bool = False,
 ) -> Iterator[Stream]:
     """Begin to move all weights to `device`. What `from_pretrained` keeps in float32 is widened, the rest float16.
 
-    Of a component that computes in float32, by `dtypes`, all is widened. Leaving the block ends it, finished or not.
+    Of a component that computes in float32, by `dtypes`, all is widened. `through_cache` is as for `FileSource`.
+    Leaving the block ends it, finished or not.
     """
     files = [(component, file) for component, group in weights.items() for file in group]
-    layout = lay_out_files([(f"{c}/", file.tensors, _keeps_float32(c, dtypes)) for c, file in files])
+    layout = lay_out_files([(f"{c}/", file.tensors, stays_float32(c, dtypes)) for c, file in files])
     task = f"load {name}"
     progress.start(task, sum(file.size_bytes for _, file in files))
-    with Transfer(FileSource([file for _, file in files]), layout, device, partial(progress.advance, task)) as transfer:
+    source = FileSource([file for _, file in files], through_cache=through_cache)
+    with Transfer(source, layout, device, partial(progress.advance, task)) as transfer:
         yield Stream(transfer, progress, task)
 
 
-def _keeps_float32(component: str, dtypes: Mapping[str, str]) -> Callable[[str], bool]:
+def stays_float32(component: str, dtypes: Mapping[str, str]) -> Callable[[str], bool]:
     """Which of the component's tensors are float32 on the device, by their names."""
     return (lambda _: True) if dtypes.get(component) == WIDE else COMPONENTS[component].keeps_float32

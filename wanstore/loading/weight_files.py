@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -53,18 +53,17 @@ Weights = Mapping[str, tuple[WeightFile, ...]]
 
 
 @contextmanager
-def open_weights(folder: Path) -> Iterator[Weights]:
-    """The weight files of all components, by component and in the order of their names; closed with the block.
+def open_weights(folder: Path, components: Iterable[str] = tuple(COMPONENTS)) -> Iterator[Weights]:
+    """The weight files of the components, by component and in the order of their names; closed with the block.
 
     Raises `DamagedError` naming the file when one is missing, not inside the component's folder, no
     well-formed safetensors file, or holds a tensor that another one holds as well.
     """
     with ExitStack() as stack:
         weights = {}
-        for component, parts in COMPONENTS.items():
-            weights[component] = tuple(
-                stack.enter_context(open_weight_file(p)) for p in _paths(folder / component, parts)
-            )
+        for component in components:
+            paths = _paths(folder / component, COMPONENTS[component])
+            weights[component] = tuple(stack.enter_context(open_weight_file(path)) for path in paths)
             _check_once(weights[component])
         yield weights
 

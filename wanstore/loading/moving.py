@@ -1,0 +1,46 @@
+"""Tensors from this process's memory to a device: whole storages at a time, as quickly as from files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from wanstore.loading.layout import lay_out_buffers
+from wanstore.loading.report import PhaseClock
+from wanstore.loading.sources import MemorySource
+from wanstore.loading.transfer import Transfer
+
+
+class Move:
+    """Tensors under way; leaving the block ends it, finished or not. Those that share a storage still do."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        self._tensors, self._device = tensors, device
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors.values()}
+        arrays = [torch.empty(0, dtype=torch.uint8).set_(storage).numpy() for storage in storages.values()]
+        self._order = list(storages)
+        self._transfer = Transfer(MemorySource(arrays), lay_out_buffers([len(array) for array in arrays]), device)
+
+    def __enter__(self) -> Self:
+        self._transfer.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._transfer.__exit__(kind, error, traceback)
+
+    def wait(self, clock: PhaseClock) -> dict[str, torch.Tensor]:
+        """The tensors on the device, once all are there. Raises what `Transfer.buffers` raises."""
+        with clock.waiting():
+            moved = dict(zip(self._order, self._transfer.buffers(), strict=True))
+        clock.transferred(self._transfer.began, self._transfer.record)
+        return {name: self._there(tensor, moved) for name, tensor in self._tensors.items()}
+
+    def _there(self, tensor: torch.Tensor, moved: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        storage = moved[tensor.untyped_storage().data_ptr()].untyped_storage()
+        whole = torch.empty(0, dtype=tensor.dtype, device=self._device)
+        return whole.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -1,0 +1,55 @@
+"""How a frame is cut into tiles that can be decoded one after another without a seam."""
+
+from __future__ import annotations
+
+import attrs
+
+SPATIAL, TEMPORAL = 8, 4
+"""Pixels of the clip along an edge of a latent one, and frames of a latent one, but for the first."""
+HALO = 13
+"""Latent pixels around a tile that its pixels depend on.
+
+Each 3 × 3 convolution behind the VAE's attention reaches one pixel further. With six of them at each of four scales,
+one in each upsampling and one at the end it is 6 + 0.5 + 3 + 0.25 + 1.5 + 0.125 + 0.75 + 0.125 = 12.25.
+"""
+
+Span = tuple[int, int]
+
+
+@attrs.frozen
+class Tile:
+    """A part of the frame, as (first, stop) rows and columns of latent pixels, and what is decoded for it."""
+
+    rows: Span
+    columns: Span
+    around_rows: Span
+    around_columns: Span
+
+    @property
+    def pixels(self) -> int:
+        """Latent pixels that are decoded for it."""
+        (top, bottom), (left, right) = self.around_rows, self.around_columns
+        return (bottom - top) * (right - left)
+
+
+def cut(height: int, width: int, count: int) -> list[Tile]:
+    """`count` tiles, a power of two, of height × width latent pixels: halved along the longer edge again and again."""
+    rows, columns = 1, 1
+    while rows * columns < count:
+        if width / columns >= height / rows:
+            columns *= 2
+        else:
+            rows *= 2
+    return [
+        Tile(row, column, _around(row, height), _around(column, width))
+        for row in _spans(height, rows)
+        for column in _spans(width, columns)
+    ]
+
+
+def _spans(size: int, count: int) -> list[Span]:
+    return [(number * size // count, (number + 1) * size // count) for number in range(count)]
+
+
+def _around(span: Span, size: int) -> Span:
+    return max(span[0] - HALO, 0), min(span[1] + HALO, size)
