@@ -87,12 +87,16 @@ def _shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], 
 
 
 def _write(path: Path, layout: Layout, values: torch.Tensor) -> None:
-    """Each piece is cut from `values` at a place of its own, so that no two tensors are equal."""
-    source = values.view(torch.uint8).numpy().data
+    """Each piece is cut from `values` at a place of its own, so that no two tensors are equal.
+
+    The VAE's norms get scales around 1, or nothing of its latents would be left to see in the frames.
+    """
+    small, around_one = (array.view(torch.uint8).numpy().data for array in (values, values + 1))
     places = random.Random(f"{path.parent.name}/{path.name}")
     with path.open("wb", buffering=0) as file:
         file.write(layout.header)
         for tensor in layout.tensors:
+            source = around_one if tensor.name.endswith("gamma") else small
             for start in range(tensor.start, tensor.stop, PIECE_BYTES):
                 size = min(PIECE_BYTES, tensor.stop - start)
                 place = places.randrange(values.numel() - size // values.itemsize) * values.itemsize
