@@ -298,7 +298,7 @@ def test_pieces_that_are_not_cached_are_read_past_the_cache(
         source = FileSource([file])
         parts = (layouts.Part(header_bytes, header_bytes + 50_001, 0, 0),)
         source.look([piece := layouts.Piece(0, parts)])
-        room = memoryview(bytearray(sources.ROOM_BYTES))
+        room = memoryview(bytearray(50_001 + 2 * 4096))
         first = source.fill(piece, room)
         source.close()
     assert first == header_bytes % 4096 or first == 0
@@ -315,7 +315,7 @@ def test_a_file_that_took_the_path_meanwhile_is_not_read(tmp_path: Path, monkeyp
         layout = lay_out_files([("", file.tensors, is_wide)])
         source = FileSource([file])
         source.look(layout.pieces)
-        room = memoryview(bytearray(sources.ROOM_BYTES))
+        room = memoryview(bytearray(sources.room_bytes(layout)))
         first = source.fill(layout.pieces[0], room)
         source.close()
     assert room[first : first + 10_000] == torch.ones(5000).half().numpy().tobytes()
@@ -390,7 +390,7 @@ def test_too_little_memory_is_told_with_how_much_it_takes(device: str) -> None:
     """And nothing of what was allocated stays."""
     with nothing_left(), pytest.raises(DeviceError, match=r"no room for 1125899\.9 GB"):
         layout = lay_out_buffers([1 << 20])
-        huge = layouts.Layout((*layout.buffers, layouts.Buffer("U8", "U8", 1 << 50)), {}, layout.pieces)
+        huge = layouts.Layout((*layout.buffers, layouts.Buffer("U8", "U8", 1 << 50)), {}, layout.pieces, layout.piece_bytes)
         with Transfer(MemorySource([]), huge, device) as transfer:
             transfer.buffers()
 

@@ -10,6 +10,8 @@ from wanstore.safetensors_format import ITEM_BYTES, TENSOR_ALIGNMENT, Tensor
 
 PIECE_BYTES = 8 << 20
 """Read and moved at a time. From 4 MiB on a PCIe 5 link runs at its full rate; of larger ones there are fewer."""
+DISK_PIECE_BYTES = 32 << 20
+"""The same for what a disk has to read: there it is bytes under way that count."""
 NARROW, WIDE = "F16", "F32"
 
 
@@ -48,7 +50,7 @@ class Part:
 
 @attrs.frozen
 class Piece:
-    """Neighbouring parts of source number `source`, moved in one go: at most `PIECE_BYTES`, never half an element."""
+    """Neighbouring parts of source number `source`, moved in one go, never half an element."""
 
     source: int
     parts: tuple[Part, ...]
@@ -69,6 +71,7 @@ class Layout:
     buffers: tuple[Buffer, ...]
     places: Mapping[str, Place]
     pieces: tuple[Piece, ...]
+    piece_bytes: int
 
     @property
     def size_bytes(self) -> int:
@@ -76,13 +79,18 @@ class Layout:
         return sum(buffer.size_bytes for buffer in self.buffers)
 
 
-def lay_out_files(files: Sequence[tuple[str, Sequence[Tensor], Callable[[str], bool]]]) -> Layout:
+def lay_out_files(
+    files: Sequence[tuple[str, Sequence[Tensor], Callable[[str], bool]]], piece_bytes: int | None = None
+) -> Layout:
     """A buffer for each file and kind of tensor. `files` are (prefix of names, tensors, which stay float32).
+
+    Pieces are of `piece_bytes` at most, by default `PIECE_BYTES`.
 
     Floating-point tensors become float16, those that stay float32 are widened; others are kept as they are.
     A file as setup writes it needs one buffer, and one more for what is widened. Every tensor starts at a
     multiple of 256 bytes, as in memory that torch allocates: kernels are chosen by alignment.
     """
+    piece_bytes = piece_bytes or PIECE_BYTES
     buffers: list[Buffer] = []
     places: dict[str, Place] = {}
     pieces: list[Piece] = []
@@ -103,8 +111,8 @@ def lay_out_files(files: Sequence[tuple[str, Sequence[Tensor], Callable[[str], b
             elif tensor.elements:
                 parts.append(Part(tensor.start, tensor.stop, buffer, start))
         buffers += [Buffer(*kind, ends[buffer]) for kind, buffer in kinds.items()]
-        pieces += _cut(number, parts, buffers)
-    return Layout(tuple(buffers), places, tuple(pieces))
+        pieces += _cut(number, parts, buffers, piece_bytes)
+    return Layout(tuple(buffers), places, tuple(pieces), piece_bytes)
 
 
 def lay_out_buffers(sizes: Sequence[int]) -> Layout:
@@ -114,9 +122,9 @@ def lay_out_buffers(sizes: Sequence[int]) -> Layout:
         piece
         for number, size in enumerate(sizes)
         if size
-        for piece in _cut(number, [Part(0, size, number, 0)], buffers)
+        for piece in _cut(number, [Part(0, size, number, 0)], buffers, PIECE_BYTES)
     ]
-    return Layout(tuple(buffers), {}, tuple(pieces))
+    return Layout(tuple(buffers), {}, tuple(pieces), PIECE_BYTES)
 
 
 def _final(tensor: Tensor, keeps_float32: Callable[[str], bool]) -> str:
@@ -125,11 +133,10 @@ def _final(tensor: Tensor, keeps_float32: Callable[[str], bool]) -> str:
     return WIDE if keeps_float32(tensor.name) else NARROW
 
 
-def _cut(source: int, parts: Sequence[Part], buffers: Sequence[Buffer]) -> Iterator[Piece]:
+def _cut(source: int, parts: Sequence[Part], buffers: Sequence[Buffer], piece_bytes: int) -> Iterator[Piece]:
     """Pieces of the parts, which are in the order of the source and leave no gaps.
 
-    They end at multiples of `PIECE_BYTES` in the source: past the page cache, pieces that begin and end within a page
-    cost a disk a request more each.
+    They end at multiples of `piece_bytes` in the source, as a disk's own blocks do.
     """
     piece: list[Part] = []
     for part in parts:
@@ -137,7 +144,7 @@ def _cut(source: int, parts: Sequence[Part], buffers: Sequence[Buffer]) -> Itera
         start, element = part.start, part.element
         while start < part.stop:
             begin = piece[0].start if piece else start
-            end = (begin + item - 1) // PIECE_BYTES * PIECE_BYTES + PIECE_BYTES  # one item at least comes before it
+            end = (begin + item - 1) // piece_bytes * piece_bytes + piece_bytes  # one item at least comes before it
             room = (end - start) // item * item
             if room <= 0:
                 yield Piece(source, tuple(piece))

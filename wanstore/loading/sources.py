@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from wanstore.errors import DamagedError
-from wanstore.loading.layout import PIECE_BYTES, Piece
+from wanstore.loading.layout import Layout, Piece
 from wanstore.loading.page_cache import cached_spans
 from wanstore.loading.weight_files import WeightFile
 
-ROOM_BYTES = PIECE_BYTES + 2 * mmap.PAGESIZE
-"""What `fill` may need for a piece: O_DIRECT reads whole pages, so up to one more at either end."""
+
+def room_bytes(layout: Layout) -> int:
+    """What `fill` may need for a piece: O_DIRECT reads whole pages, so up to one more at either end."""
+    return layout.piece_bytes + 2 * mmap.PAGESIZE
 
 
 class Source(Protocol):
@@ -23,7 +25,7 @@ class Source(Protocol):
         """Prepare for these pieces; returns how many of their bytes have to come from a disk."""
 
     def fill(self, piece: Piece, room: memoryview) -> int:
-        """Put the piece's bytes into `room` (`ROOM_BYTES`, at a page's start); returns the place of the first."""
+        """Put the piece's bytes into `room` (`room_bytes`, at a page's start); returns the place of the first."""
 
     def read(self, source: int, position: int, target: memoryview) -> None:
         """Fill `target` from byte `position` of source number `source` on."""

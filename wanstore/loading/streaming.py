@@ -12,7 +12,8 @@ import torch
 from wanstore.components import COMPONENTS
 from wanstore.interfaces import Progress
 from wanstore.loading.dtypes import WIDE
-from wanstore.loading.layout import lay_out_files
+from wanstore.loading.layout import DISK_PIECE_BYTES, lay_out_files
+from wanstore.loading.page_cache import cached_share
 from wanstore.loading.report import PhaseClock
 from wanstore.loading.sources import FileSource
 from wanstore.loading.transfer import Transfer
@@ -56,7 +57,11 @@ def stream(
     Leaving the block ends it, finished or not.
     """
     files = [(component, file) for component, group in weights.items() for file in group]
-    layout = lay_out_files([(f"{c}/", file.tensors, stays_float32(c, dtypes)) for c, file in files])
+    from_disk = not through_cache and cached_share([file.descriptor for _, file in files]) < 0.5
+    layout = lay_out_files(
+        [(f"{c}/", file.tensors, stays_float32(c, dtypes)) for c, file in files],
+        DISK_PIECE_BYTES if from_disk else None,
+    )
     task = f"load {name}"
     progress.start(task, sum(file.size_bytes for _, file in files))
     source = FileSource([file for _, file in files], through_cache=through_cache)

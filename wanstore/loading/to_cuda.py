@@ -12,15 +12,18 @@ from contextlib import ExitStack, closing, contextmanager
 import torch
 
 from wanstore.loading.cuda_driver import CudaDriver
-from wanstore.loading.layout import Layout, Piece
+from wanstore.loading.layout import PIECE_BYTES, Layout, Piece
 from wanstore.loading.reads import Reads, start_reads
-from wanstore.loading.sources import ROOM_BYTES, Source
+from wanstore.loading.sources import Source, room_bytes
 from wanstore.loading.to_host import DTYPES, elements_of
 from wanstore.loading.work import Times, Work
 from wanstore.safetensors_format import ITEM_BYTES
 
-SLOTS = 16
-"""Pieces of pinned memory, each being read, or under way to the device: 128 MiB, which is pinned in no time."""
+SLOTS, DISK_SLOTS = 16, 8
+"""Pieces of pinned memory, each being read, or under way to the device: 128 MiB, which is pinned in no time.
+
+From a disk it is 256 MiB, of larger pieces.
+"""
 
 
 @contextmanager
@@ -29,13 +32,13 @@ def move_to_cuda(source: Source, layout: Layout, buffers: list[torch.Tensor], wo
 
     Raises `DamagedError` or `DeviceError`.
     """
-    count = min(SLOTS, len(work))
+    count = min(SLOTS if layout.piece_bytes <= PIECE_BYTES else DISK_SLOTS, len(work))
     if count == 0:
         yield Times(0.0, 0.0)
         return
     driver = CudaDriver(buffers[0].device)
     with ExitStack() as stack:
-        ring = stack.enter_context(closing(Ring(count, driver)))
+        ring = stack.enter_context(closing(Ring(count, room_bytes(layout), driver)))
         reads = stack.enter_context(closing(start_reads(source, ring.rooms)))
         copies = stack.enter_context(closing(Copies(layout, buffers, ring, driver)))
         yield _pump(work, ring, reads, copies)
@@ -74,16 +77,16 @@ class Ring:
     pinned memory: so the first pieces are read into it before.
     """
 
-    def __init__(self, slots: int, driver: CudaDriver) -> None:
-        self._driver, self._pinned = driver, False
-        memory = mmap.mmap(-1, slots * ROOM_BYTES)
+    def __init__(self, slots: int, room_bytes: int, driver: CudaDriver) -> None:
+        self._driver, self._room_bytes, self._pinned = driver, room_bytes, False
+        memory = mmap.mmap(-1, slots * room_bytes)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         self._size = len(memory)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._copied = [driver.make_event() for _ in range(slots)]
         room = memoryview(memory)
-        self.rooms = [room[begin : begin + ROOM_BYTES] for begin in range(0, len(memory), ROOM_BYTES)]
+        self.rooms = [room[begin : begin + room_bytes] for begin in range(0, len(memory), room_bytes)]
 
     def pin(self) -> None:
         """Pin the memory, once."""
@@ -93,7 +96,7 @@ class Ring:
 
     def address(self, slot: int) -> int:
         """Where the slot begins."""
-        return self._address + slot * ROOM_BYTES
+        return self._address + slot * self._room_bytes
 
     def used(self, slot: int, stream: int) -> None:
         """The slot is free again when the stream has got this far."""
@@ -123,7 +126,7 @@ class Copies:
         self._addresses = [buffer.data_ptr() for buffer in buffers]
         casts = any(buffer.stored != buffer.final for buffer in layout.buffers)
         # In the caller's stream: made in the other one it would stay that one's for ever.
-        self._scratch = torch.empty(ROOM_BYTES if casts else 0, dtype=torch.uint8, device=buffers[0].device)
+        self._scratch = torch.empty(room_bytes(layout) if casts else 0, dtype=torch.uint8, device=buffers[0].device)
         self._stream = driver.make_stream()
 
     def start(self, slot: int, first: int, piece: Piece) -> None:

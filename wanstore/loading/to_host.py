@@ -11,7 +11,7 @@ import torch
 
 from wanstore.loading.layout import Layout, Part
 from wanstore.loading.reads import THREADS
-from wanstore.loading.sources import ROOM_BYTES, Source
+from wanstore.loading.sources import Source, room_bytes
 from wanstore.loading.work import Times, Work
 from wanstore.safetensors_format import ITEM_BYTES
 
@@ -51,7 +51,7 @@ def _move(source: Source, layout: Layout, buffers: list[torch.Tensor], work: Wor
                 if kind.stored == kind.final:
                     source.read(piece.source, part.start, target.view(torch.uint8).numpy().data)
                     continue
-                room = room if len(room) else torch.empty(ROOM_BYTES, dtype=torch.uint8)
+                room = room if len(room) else torch.empty(room_bytes(layout), dtype=torch.uint8)
                 held = room[: part.stop - part.start]
                 source.read(piece.source, part.start, held.numpy().data)
                 _cast(held.view(DTYPES[kind.stored]), target)
