@@ -11,7 +11,15 @@ import click
 
 import wanstore
 from wanstore.cli_bench import bench
-from wanstore.cli_options import dtype_option, json_option, open_store_at, print_json, resize, store_option
+from wanstore.cli_options import (
+    dtype_option,
+    json_option,
+    memory_option,
+    open_store_at,
+    print_json,
+    resize,
+    store_option,
+)
 from wanstore.errors import WanstoreError
 
 
@@ -165,11 +173,12 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same clip.")
 @click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
 @dtype_option
+@memory_option
 @click.option("--verify", is_flag=True, help="Hash the weights before they are used.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True)
 @json_option
 def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed: int, device: str | None,
-             dtype: dict[str, str], verify: bool, out: Path, as_json: bool, preset_name: str,
+             dtype: dict[str, str], memory: Any, verify: bool, out: Path, as_json: bool, preset_name: str,
              **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
     from wanstore.benchmarking.presets import preset_named
@@ -180,15 +189,19 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
 
     preset = resize(preset_named(preset_name), **size)
     with TerminalProgress(quiet=as_json) as progress:
-        pipe = load(name, store=store_url, device=device, dtype=dtype, verify=verify, progress=progress)
+        pipe = load(name, store=store_url, device=device, dtype=dtype, memory=memory, verify=verify, progress=progress)
         frames = make_clip(pipe, prompt, preset, negative_prompt=negative_prompt, seed=seed, progress=progress)
     write_clip(frames, out)
+    plan = getattr(pipe, "memory_plan", None)
+    told = {"memory_plan": str(plan)} if plan else {}
     if as_json:
         import attrs
 
-        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report)})
+        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report), **told})
     else:
         click.echo(str(pipe.load_report))
+        if plan:
+            click.echo(f"memory: {plan}")
         click.echo(f"{out}: {len(frames)} frames of {preset.width}x{preset.height}, {len(frames) / 16:.1f} s")
 
 
