@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import pytest
+import torch
 
 
 def wanstore(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -70,14 +71,14 @@ def test_verify_passes_a_whole_pipeline_and_names_a_damaged_file(store: Path, tm
 
 
 def test_generate_writes_an_mp4_at_16_frames_a_second(store: Path, tmp_path: Path) -> None:
-    """A tiny clip on a CPU; the load's phases are printed."""
+    """A tiny clip on a CPU; the load's phases are printed, and how memory was shared out."""
     clip = tmp_path / "clip.mp4"
     run = wanstore(
         "generate", "w", "--store", store, "--prompt", "a cat", "--size", "64x64", "--frames", "9", "--steps", "2",
-        "--device", "cpu", "--out", clip,
+        "--device", "cpu", "--memory", "streamed", "--out", clip,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert "weights" in run.stdout
+    assert "weights" in run.stdout and "memory: text_encoder streamed" in run.stdout
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         assert (stream.frames, str(stream.average_rate), stream.width, stream.height) == (9, "16", 64, 64)
@@ -110,7 +111,13 @@ def test_a_second_setup_says_that_there_is_nothing_to_do(tiny_fp32: Path, store:
         (["generate", "w", "--prompt", "x", "--size", "wide"], 2, "WIDTHxHEIGHT"),
         (["generate", "w", "--prompt", "x", "--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
         (["generate", "w", "--prompt", "x", "--dtype", "decoder=float32"], 1, "transformer, text_encoder, vae"),
+        (["generate", "w", "--prompt", "x", "--memory", "little"], 2, "'auto', 'resident', 'streamed'"),
         (["generate", "w"], 2, "--prompt"),
+        (["doctor", "w", "--preset", "480p/3s", "--memory-gib", "0.01"], 1, "by the smallest plan"),
+        (["doctor", "w", "--preset", "8k/1h", "--memory-gib", "22"], 1, "There is no preset '8k/1h'"),
+        (["doctor", "w", "--preset", "480p/3s", "--memory-gib", "22", "--dtype", "vae=int8"], 1, "float16 or float32"),
+        (["doctor", "--preset", "480p/3s"], 2, "that with NAME"),
+        (["doctor", "w", "--memory-gib", "22"], 2, "go with --preset"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -158,3 +165,26 @@ def test_doctor_says_how_close_a_load_gets(store: Path, tmp_path: Path) -> None:
     assert re.fullmatch(r"\d+% \((page cache|disk|PCIe), [\d.]+ GB/s\)", found["load"]["of the ceiling"])
     run = wanstore("doctor", "w", "--folder", tmp_path)
     assert run.returncode == 2 and "--store" in run.stderr
+
+
+def test_doctor_tells_the_plan_of_a_presets_memory(store: Path) -> None:
+    """For a device that need not be here, with the peak of each stage; a smaller one needs another plan."""
+    ask = ("doctor", "w", "--store", store, "--preset", "480p/3s", "--memory-gib")
+    roomy = json_of(*ask, "22")
+    assert roomy.keys() == {"preset", "free", "plan", "peaks"}
+    assert (roomy["preset"], roomy["free"], roomy["plan"]) == ("480p/3s", "22.0 GiB", "all resident")
+    assert roomy["peaks"].keys() == {"text", "denoising", "decoding"}
+    assert json_of(*ask, "0.4")["plan"] != "all resident"
+    assert gib(json_of(*ask, "22", "--dtype", "vae=float32")["peaks"]) > gib(roomy["peaks"])
+    assert "decoding 0." in wanstore(*ask, "22").stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's own free memory would be taken")
+def test_without_a_gpu_doctor_must_be_told_the_memory(store: Path) -> None:
+    """It says how."""
+    run = wanstore("doctor", "w", "--store", store, "--preset", "480p/3s")
+    assert run.returncode == 2 and "--memory-gib" in run.stderr and "Traceback" not in run.stderr
+
+
+def gib(peaks: dict[str, str]) -> float:
+    return float(peaks["decoding"].removesuffix(" GiB"))

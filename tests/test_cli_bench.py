@@ -120,6 +120,7 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--memory-gib", "22", "--device", "cpu"], 1, "Only a GPU's memory"),
         (["--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
         (["--dtype", "vae=float32", "--dtype", "transformer=bfloat16"], 1, "Choose float16 or float32"),
+        (["--memory", "little"], 2, "'auto', 'resident', 'streamed'"),
         (["--compare", __file__], 1, "no benchmark report"),
     ],
 )

@@ -11,7 +11,15 @@ import click
 
 import wanstore
 from wanstore.cli_bench import bench
-from wanstore.cli_options import dtype_option, json_option, open_store_at, print_json, resize, store_option
+from wanstore.cli_options import (
+    dtype_option,
+    json_option,
+    memory_option,
+    open_store_at,
+    print_json,
+    resize,
+    store_option,
+)
 from wanstore.errors import WanstoreError
 
 
@@ -165,11 +173,12 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same clip.")
 @click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
 @dtype_option
+@memory_option
 @click.option("--verify", is_flag=True, help="Hash the weights before they are used.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True)
 @json_option
 def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed: int, device: str | None,
-             dtype: dict[str, str], verify: bool, out: Path, as_json: bool, preset_name: str,
+             dtype: dict[str, str], memory: Any, verify: bool, out: Path, as_json: bool, preset_name: str,
              **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
     from wanstore.benchmarking.presets import preset_named
@@ -180,15 +189,19 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
 
     preset = resize(preset_named(preset_name), **size)
     with TerminalProgress(quiet=as_json) as progress:
-        pipe = load(name, store=store_url, device=device, dtype=dtype, verify=verify, progress=progress)
+        pipe = load(name, store=store_url, device=device, dtype=dtype, memory=memory, verify=verify, progress=progress)
         frames = make_clip(pipe, prompt, preset, negative_prompt=negative_prompt, seed=seed, progress=progress)
     write_clip(frames, out)
+    plan = getattr(pipe, "memory_plan", None)
+    told = {"memory_plan": str(plan)} if plan else {}
     if as_json:
         import attrs
 
-        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report)})
+        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report), **told})
     else:
         click.echo(str(pipe.load_report))
+        if plan:
+            click.echo(f"memory: {plan}")
         click.echo(f"{out}: {len(frames)} frames of {preset.width}x{preset.height}, {len(frames) / 16:.1f} s")
 
 
@@ -200,23 +213,45 @@ main.add_command(bench)
 @click.option("--store", "store_url", envvar="WANSTORE_STORE", help="Where NAME is.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=".",
               help="Where to measure the disk.  [default: here]")  # fmt: skip
+@click.option("--preset", "preset_name", help="Only tell how NAME shares out the memory for a clip of it.")
+@click.option("--memory-gib", type=click.FloatRange(0, min_open=True),
+              help="With --preset: on a GPU with so much free.  [default: this machine's]")  # fmt: skip
+@dtype_option
 @json_option
-def doctor(name: str | None, store_url: str | None, folder: Path, as_json: bool) -> None:
+def doctor(name: str | None, store_url: str | None, folder: Path, preset_name: str | None, memory_gib: float | None,
+           dtype: dict[str, str], as_json: bool) -> None:  # fmt: skip
     """Say what this machine can do: GPU, memory, speeds, attention backends, versions.
 
-    With NAME the pipeline is loaded too, and the load compared with the speeds.
+    With NAME the pipeline is loaded too, and the load compared with the speeds. With --preset it is not: then only the
+    plan is told by which it makes a clip of that preset, with the peak that each stage counts on.
     """
     from wanstore.doctor import examine
 
     if name and not store_url:
         raise click.UsageError("--store says where NAME is")
-    findings = examine(folder, f"{str(store_url).rstrip('/')}/{name}" if name else None)
+    if preset_name and name:
+        findings = _plan(name, str(store_url), preset_name, memory_gib, dtype)
+    elif preset_name or memory_gib or dtype:
+        raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
+    else:
+        findings = examine(folder, f"{str(store_url).rstrip('/')}/{name}" if name else None)
     if as_json:
         print_json(findings)
         return
     for topic, finding in findings.items():
         text = ", ".join(f"{k} {v}" for k, v in finding.items()) if isinstance(finding, dict) else finding
         click.echo(f"{topic:>10}  {text}")
+
+
+def _plan(name: str, store_url: str, preset_name: str, memory_gib: float | None, dtype: dict[str, str]) -> Any:
+    from wanstore.benchmarking.presets import preset_named
+    from wanstore.doctor import plan_memory
+
+    preset = preset_named(preset_name)
+    plan = plan_memory(open_store_at(store_url).local_path(name), preset, dtype, memory_gib)
+    if plan is None:
+        raise click.UsageError("torch finds no GPU here: --memory-gib says how much one has")
+    return plan
 
 
 @main.command()

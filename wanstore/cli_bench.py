@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanstore.cli_options import dtype_option, json_option, resize, store_option
+from wanstore.cli_options import dtype_option, json_option, memory_option, resize, store_option
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.presets import Preset
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--memory-gib", type=click.FloatRange(0, min_open=True), help="Hold torch to so much of the GPU.")
 @click.option("--attention", help="A backend of diffusers, or auto: the fastest that works.  [default: the pipeline's]")
 @dtype_option
+@memory_option
 @click.option("--timeout", "timeout_seconds", type=click.FloatRange(0, min_open=True),
               help="Seconds that a preset may take, loading included.")  # fmt: skip
 @click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")

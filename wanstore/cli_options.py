@@ -32,6 +32,13 @@ def dtype_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return option(function)
 
 
+def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--memory`."""
+    told = "Which parts stay on the GPU: what fits, all, or all but the text encoder when it does not work."
+    choice = click.Choice(["auto", "resident", "streamed"])
+    return click.option("--memory", type=choice, default="auto", show_default=True, help=told)(function)
+
+
 def _by_component(_context: click.Context, _parameter: click.Parameter, options: Sequence[str]) -> dict[str, str]:
     for option in options:
         if "=" not in option:

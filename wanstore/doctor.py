@@ -8,10 +8,14 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wanstore.benchmarking.presets import Preset
 from wanstore.loading.ceilings import Ceilings, measure_ceilings
+from wanstore.loading.dtypes import check_dtypes
+from wanstore.loading.memory import GIB, Clip, choose_plan
 from wanstore.loading.report import LoadReport
 from wanstore.versions import versions
 
@@ -44,6 +48,36 @@ def examine(folder: Path, address: str | None = None) -> dict[str, Any]:
         "attention": _attention(),
         "versions": versions(_PACKAGES),
     }
+
+
+def plan_memory(
+    folder: Path, preset: Preset, dtype: Mapping[str, str], memory_gib: float | None = None
+) -> dict[str, Any] | None:
+    """The plan by which `load(memory="auto")` would make the preset's clip, and the peaks that it counts on.
+
+    On a device with so much free memory, or on this machine's GPU, and None without one. The pipeline in `folder` is
+    not loaded. Raises `DeviceMemoryError` when no plan fits.
+    """
+    from wanstore.loading.needs import needs_of_folder
+
+    free = _free_bytes() if memory_gib is None else int(memory_gib * GIB)
+    if free is None:
+        return None
+    needs, clip = needs_of_folder(folder, check_dtypes(dtype)), Clip(preset.width, preset.height, preset.frames)
+    plan = choose_plan(needs, clip, free)
+    peaks = {stage: f"{peak / GIB:.2f} GiB" for stage, peak in needs.peaks(plan, clip).items()}
+    return {"preset": preset.name, "free": f"{free / GIB:.1f} GiB", "plan": str(plan), "peaks": peaks}
+
+
+def _free_bytes() -> int | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    from wanstore.loading.device import pick_device
+    from wanstore.loading.staged import budget_bytes
+
+    return budget_bytes(pick_device(None))
 
 
 def _gpu() -> str:

@@ -84,9 +84,10 @@ def test_a_preset_of_another_recipe_is_flagged_and_not_compared(changed: dict[st
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("memory_cap_gib", 22.0), ("weights", "Wan 2.1 1.3B"), ("dtype", "vae=float32")]
+    ("field", "value"),
+    [("memory_cap_gib", 22.0), ("weights", "Wan 2.1 1.3B"), ("dtype", "vae=float32"), ("memory", "streamed")],
 )
-def test_another_cap_dtype_or_other_weights_are_another_recipe(field: str, value: Any) -> None:
+def test_another_cap_dtype_plan_or_other_weights_are_another_recipe(field: str, value: Any) -> None:
     """For every preset."""
     found = compare(report(row(), row("480p/5s")), report(row(step=9.0), row("480p/5s"), **{field: value}))
     assert not found.figures and len(found.flags) == 2 and not found.regressions

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from wanstore.benchmarking.measure import measure_clip, watch_memory
+import wanstore
+from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import DeviceWatch
 from wanstore.benchmarking.presets import Preset
 from wanstore.interfaces import Quiet
@@ -24,11 +28,44 @@ def test_a_clip_is_told_apart_into_stages(pipe: Any) -> None:
 
 def test_measuring_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
     """Nothing of it stays on the pipeline, after a failure neither."""
-    before = pipe.encode_prompt, pipe.vae.decode
+    before = pipe.encode_prompt, pipe.vae.decode, pipe.vae._decode
     measure_clip(pipe, PRESET, progress=Quiet())
     with pytest.raises(RuntimeError, match="stop"):
         measure_clip(pipe, PRESET, progress=_Stops())
-    assert (pipe.encode_prompt, pipe.vae.decode) == before
+    assert (pipe.encode_prompt, pipe.vae.decode, pipe.vae._decode) == before
+
+
+def test_the_prompt_of_every_clip_is_encoded(tiny_fp16: Path) -> None:
+    """Though the pipeline keeps embeddings: each clip has a prompt of its own, all have one negative prompt."""
+    pipe: Any = wanstore.load(tiny_fp16, sealed=False, device="cpu", memory="streamed")
+    for _ in range(3):
+        measure_clip(pipe, PRESET, progress=Quiet())
+    assert len(pipe.wanstore_staging.prompts) == 3 + 1
+
+
+@pytest.mark.usefixtures("counters")
+def test_each_stage_has_a_peak_of_its_own_and_the_whole_loses_none() -> None:
+    """The highest of all clips; what lies between stages counts in the whole only."""
+    watch = Watch(torch.device("cuda"), None)
+    watch.ended(None)
+    first = (("text", 5), ("denoising", 2), ("decoding", 3), (None, 6))
+    for stage, gib in (*first, ("text", 4), ("denoising", 3), ("decoding", 1)):
+        _Counters.take(gib)
+        watch.ended(stage)
+    _Counters.take(1)
+    assert watch.stage_peaks_gib == {"text": 5, "denoising": 3, "decoding": 3}
+    peaks = watch.peaks()
+    assert (peaks.allocated_gib, peaks.reserved_gib) == (6, 7)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_clips_stages_are_told_apart(tiny_fp16: Path) -> None:
+    """None takes more than the whole."""
+    pipe = wanstore.load(tiny_fp16, sealed=False, device="cuda")
+    with watch_memory(pipe.device) as watch:
+        measure_clip(pipe, PRESET, progress=Quiet(), watch=watch)
+        assert watch.stage_peaks_gib.keys() == {"text", "denoising", "decoding"}
+        assert 0 < max(watch.stage_peaks_gib.values()) <= watch.peaks().allocated_gib
 
 
 def test_memory_on_a_cpu_is_the_peak_of_the_process(pipe: Any) -> None:
@@ -51,6 +88,24 @@ def test_the_device_tells_its_peak_and_its_energy() -> None:
     assert watch.joules() == 1.5
     nvml.counts = False
     assert watch.joules() is None
+
+
+@pytest.fixture
+def counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch's counters, as without a GPU they are not there."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: _Counters.peak)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: _Counters.peak + (1 << 30))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: _Counters.take(0))
+    yield
+    _Counters.take(0)
+
+
+class _Counters:
+    peak = 0
+
+    @classmethod
+    def take(cls, gib: int) -> None:
+        cls.peak = gib << 30
 
 
 class _Stops:

@@ -86,7 +86,16 @@ def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> No
     assert "second was measured before" in heard.messages[0]
 
 
-def test_another_dtype_is_another_measurement(sealed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "other", "told", "refused"),
+    [
+        ("dtype", {"vae": "float32"}, "vae=float32", {"vae": "bfloat16"}),
+        ("memory", "streamed", "streamed", "little"),
+    ],
+)
+def test_another_dtype_or_plan_is_another_measurement(
+    sealed: Path, tmp_path: Path, field: str, other: Any, told: str, refused: Any
+) -> None:
     """A stopped run's row doesn't stand for it, and the report tells it. One that can't be is refused at once."""
     benchmarker = ProcessBenchmarker(sealed, "cpu", warmup=0, report=tmp_path / "page.md")
 
@@ -96,11 +105,12 @@ def test_another_dtype_is_another_measurement(sealed: Path, tmp_path: Path) -> N
 
     assert len(benchmarker.run([FIRST, SECOND], progress=Heard(stop)).rows) == 1
     heard = Heard()
-    report = attrs.evolve(benchmarker, dtype={"vae": "float32"}).run([FIRST], progress=heard)
-    assert report.rows[0].worked and report.environment.dtype == "vae=float32"
+    report = attrs.evolve(benchmarker, **{field: other}).run([FIRST], progress=heard)
+    assert report.rows[0].worked and getattr(report.environment, field) == told
+    assert report.rows[0].memory_plan == ("text_encoder streamed" if field == "memory" else "")
     assert not any("measured before" in message for message in heard.messages)
-    with pytest.raises(NotSupportedError, match="float16 or float32"):
-        ProcessBenchmarker(sealed, "cpu", dtype={"vae": "bfloat16"})
+    with pytest.raises(NotSupportedError, match="Choose"):
+        attrs.evolve(benchmarker, **{field: refused})
 
 
 def test_a_preset_that_takes_too_long_is_stopped(sealed: Path) -> None:

@@ -21,9 +21,13 @@ FULL = report(
         load_seconds=6.0,
         first_clip_seconds=60.0,
         frames=("assets/1.png", "assets/2.png"),
+        memory_plan="text_encoder streamed",
+        predicted_gib={"text": 9.0},
+        stage_peaks_gib={"text": 8.5},
     ),
     failed(),
     memory_cap_gib=22.0,
+    memory="streamed",
 )
 
 
@@ -61,6 +65,13 @@ def without(*path: str | int) -> str:
 def test_a_report_from_before_dtypes_were_told_is_read() -> None:
     """Nothing but float16 could be chosen then."""
     assert BenchmarkReport.from_json(without("environment", "dtype")).environment.dtype == ""
+
+
+@pytest.mark.parametrize("field", ["memory_plan", "predicted_gib", "stage_peaks_gib"])
+def test_a_report_from_before_there_were_plans_is_read(field: str) -> None:
+    """All parts stayed then."""
+    assert not getattr(BenchmarkReport.from_json(without("rows", 0, field)).rows[0], field)
+    assert BenchmarkReport.from_json(without("environment", "memory")).environment.memory == ""
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport
 from wanstore.benchmarking.runner import PipelineBenchmarker
 from wanstore.interfaces import Quiet
+from wanstore.loading import staged
 
 PRESET = Preset("tiny", width=32, height=32, frames=5, steps=4)
 ABSURD = attrs.evolve(PRESET, name="absurd", width=16_000_000, height=16_000_000)
@@ -47,6 +48,33 @@ def test_out_of_memory_is_a_row_and_the_next_preset_goes_on(pipe: Any) -> None:
     assert [row.status for row in report.rows] == ["out of memory", "ok"]
     assert report.rows[0].reason and report.safe_preset == "tiny"
     assert BenchmarkReport.from_json(report.to_json()) == report
+
+
+def test_a_row_tells_the_plan_of_memory_and_what_it_counts_on(tiny_fp16: Path) -> None:
+    """Parts that make room for one another are measured as others are; one whose parts all stay has no plan."""
+    pipe = wanstore.load(tiny_fp16, sealed=False, device="cpu", memory="streamed")
+    row = PipelineBenchmarker(pipe, rounds=2, warmup=1).measure(PRESET, Quiet())
+    assert row.worked and row.memory_plan == "text_encoder streamed" and len(row.rounds) == 2
+    assert row.predicted_gib.keys() == {"text", "denoising", "decoding"} and min(row.predicted_gib.values()) > 0
+    assert row.stage_peaks_gib == {}, "a CPU's memory is not torch's to count"
+    pipe = wanstore.load(tiny_fp16, sealed=False, device="cpu")
+    row = PipelineBenchmarker(pipe).measure(PRESET, Quiet())
+    assert (row.memory_plan, row.predicted_gib) == ("", {})
+
+
+def test_a_clip_without_a_plan_is_a_row_and_the_next_preset_goes_on(
+    tiny_fp16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No plan is told in it: none was followed."""
+    pipe = wanstore.load(tiny_fp16, sealed=False, device="cpu", memory="streamed")
+    staging = pipe.wanstore_staging
+    staging.origin = attrs.evolve(staging.origin, memory="auto")
+    monkeypatch.setattr(staged, "budget_bytes", lambda _: 1 << 30)
+    large = attrs.evolve(PRESET, name="large", width=4096, height=4096)
+    report = wanstore.benchmark(pipe, [large, PRESET])
+    assert [row.status for row in report.rows] == ["out of memory", "ok"]
+    assert "by the smallest plan" in report.rows[0].reason
+    assert [row.memory_plan for row in report.rows] == ["", "all resident"]
 
 
 def test_any_other_failure_is_a_row_with_its_reason(pipe: Any) -> None:

@@ -138,6 +138,7 @@ def _recipe(row: BenchmarkRow, environment: Environment) -> dict[str, object]:
         "memory cap": environment.memory_cap_gib,
         "weights": environment.weights,
         "dtype": environment.dtype,
+        "memory": environment.memory,
     }
     if row.worked:
         recipe |= {"steps measured": len(row.rounds[0].steps), "attention": row.attention}

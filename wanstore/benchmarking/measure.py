@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,19 +23,32 @@ if TYPE_CHECKING:
     import torch
 
 PROMPT = "Two anthropomorphic cats in comfy boxing gear fight intensely on a spotlighted stage."
+_TAKES = itertools.count(1)
+_STAGE_ENDED = {"encode": None, "encoded": "text", "decode": "denoising", "frames": "decoding", "decoded": None}
+"""The stage that ends at a mark; None where nothing ends but what lies between stages."""
 
 
 def measure_clip(
-    pipe: Any, preset: Preset, *, progress: Progress, seed: int = 0
+    pipe: Any, preset: Preset, *, progress: Progress, seed: int = 0, watch: Watch | None = None
 ) -> tuple[Round, numpy.ndarray[Any, Any]]:
     """Make one clip and write it away; its stages, and its frames (frames × height × width × 3, 0 to 1).
 
-    Stages are told apart by marks in the device's stream, so that nothing waits for being measured.
+    Stages are told apart by marks in the device's stream, so that nothing waits for being measured. `watch` hears of
+    them as they end.
     """
     clock = _Clock(pipe.device)
+
+    def mark(name: str) -> None:
+        clock.mark(name)
+        if watch:
+            watch.ended(_STAGE_ENDED[name])
+
+    # Embeddings of a prompt may be kept: one that was made before would measure no text encoding. A service's negative
+    # prompt is always the same, so that of all clips is too.
+    prompt = f"{PROMPT} Take {next(_TAKES)}."
     began = time.perf_counter()
-    with _watched(pipe, clock.mark):
-        frames = generate(pipe, PROMPT, preset, seed=seed, progress=_Steps(progress, clock.mark))
+    with _watched(pipe, mark):
+        frames = generate(pipe, prompt, preset, seed=seed, progress=_Steps(progress, clock.mark))
     generated = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         write_clip(frames, Path(folder, "clip.mp4"))
@@ -66,28 +80,49 @@ def watch_memory(device: torch.device) -> Iterator[Watch]:
         yield Watch(device, gpu)
 
 
-@attrs.frozen
+@attrs.define
 class Watch:
-    """A device that is watched; `gpu` is None where NVML does not tell."""
+    """A device that is watched; `gpu` is None where NVML does not tell.
+
+    `stage_peaks_gib` is what torch's allocator handed out at most in each stage that has ended; empty on a CPU.
+    """
 
     device: torch.device
     gpu: DeviceWatch | None
+    stage_peaks_gib: dict[str, float] = attrs.field(factory=dict)
+    _allocated_gib: float = 0.0
+    _reserved_gib: float = 0.0
+
+    def ended(self, stage: str | None) -> None:
+        """A stage ends here, or what is none. It reads the allocator's own counters: the device is not asked."""
+        if self.device.type != "cuda":
+            return
+        import torch
+
+        peak = self._read_peaks()
+        if stage:
+            self.stage_peaks_gib[stage] = max(peak, self.stage_peaks_gib.get(stage, 0.0))
+        torch.cuda.reset_peak_memory_stats(self.device)
 
     def peaks(self) -> Memory:
         """Since the watch began."""
         if self.device.type != "cuda":
             return Memory(_peak_of_process())
-        import torch
-
-        return Memory(
-            torch.cuda.max_memory_allocated(self.device) / 2**30,
-            torch.cuda.max_memory_reserved(self.device) / 2**30,
-            self.gpu.peak_gib if self.gpu else None,
-        )
+        self._read_peaks()
+        return Memory(self._allocated_gib, self._reserved_gib, self.gpu.peak_gib if self.gpu else None)
 
     def joules(self) -> float | None:
         """A counter: only differences mean something."""
         return self.gpu.joules() if self.gpu else None
+
+    def _read_peaks(self) -> float:
+        """What was allocated at most since the last stage; the most of all stages is remembered."""
+        import torch
+
+        allocated = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self._allocated_gib = max(self._allocated_gib, allocated)
+        self._reserved_gib = max(self._reserved_gib, torch.cuda.max_memory_reserved(self.device) / 2**30)
+        return allocated
 
 
 class _Clock:
@@ -119,11 +154,15 @@ class _Clock:
 
 @contextlib.contextmanager
 def _watched(pipe: Any, mark: Callable[[str], None]) -> Iterator[None]:
-    """Mark the beginning and end of text encoding and of decoding."""
+    """Mark the beginning and end of text encoding and of decoding, and when the frames are there.
 
-    def between(before: str, function: Callable[..., Any], after: str) -> Callable[..., Any]:
+    The last is not the end of `vae.decode` where the text encoder sets out on its way back there.
+    """
+
+    def between(before: str | None, function: Callable[..., Any], after: str) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
-            mark(before)
+            if before:
+                mark(before)
             result = function(*args, **kwargs)
             mark(after)
             return result
@@ -132,10 +171,11 @@ def _watched(pipe: Any, mark: Callable[[str], None]) -> Iterator[None]:
 
     pipe.encode_prompt = between("encode", pipe.encode_prompt, "encoded")
     pipe.vae.decode = between("decode", pipe.vae.decode, "decoded")
+    pipe.vae._decode = between(None, pipe.vae._decode, "frames")
     try:
         yield
     finally:
-        del pipe.encode_prompt, pipe.vae.decode
+        del pipe.encode_prompt, pipe.vae.decode, pipe.vae._decode
 
 
 class _Steps:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -20,6 +20,7 @@ from wanstore.benchmarking.worker_process import run_worker
 from wanstore.errors import DeviceError, NotFoundError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.dtypes import check_dtypes
+from wanstore.loading.memory import check_memory
 from wanstore.manifest import Manifest, digest_of, from_json, read_manifest, to_json
 
 ALL = "all presets"
@@ -30,10 +31,10 @@ ALL = "all presets"
 class ProcessBenchmarker(Benchmarker):
     """Measures presets on the sealed pipeline in a local `folder`, each in a process that loads it anew.
 
-    `rounds`, `warmup` and `steps` are as for `PipelineBenchmarker`. `dtype` is as for `wanstore.load`, and raises what
-    it raises. `attention` is as for `wanstore.load`, or `auto`: then the backends that work are compared on the
-    preset's own shape, and the fastest is used. `memory_gib` holds torch to that much of the GPU. A preset that takes
-    longer than `timeout_seconds`, loading included, is stopped.
+    `rounds`, `warmup` and `steps` are as for `PipelineBenchmarker`. `dtype` and `memory` are as for `wanstore.load`,
+    and raise what it raises, but that a plan can't be given. `attention` is as for `wanstore.load`, or `auto`: then the
+    backends that work are compared on the preset's own shape, and the fastest is used. `memory_gib` holds torch to that
+    much of the GPU. A preset that takes longer than `timeout_seconds`, loading included, is stopped.
 
     With a `report` path, pictures go into `assets/STEM` beside it, and rows are saved as they come in
     `STEM.partial.json`. A run that was stopped finds them there and measures what is missing, if all that figures
@@ -47,6 +48,9 @@ class ProcessBenchmarker(Benchmarker):
     steps: Mapping[str, int] = attrs.field(factory=dict)
     memory_gib: float | None = None
     dtype: Mapping[str, str] = attrs.field(factory=dict, converter=check_dtypes)
+    memory: Literal["auto", "resident", "streamed"] = attrs.field(
+        default="auto", validator=lambda _, __, asked: check_memory(asked)
+    )
     attention: str | None = None
     timeout_seconds: float | None = None
     report: Path | None = None
@@ -65,7 +69,10 @@ class ProcessBenchmarker(Benchmarker):
             raise NotFoundError(f"{self.folder} holds no sealed pipeline", "Fill a store with wanstore setup")
         found = self._describe()
         dtype = ", ".join(f"{component}={name}" for component, name in self.dtype.items())
-        environment = attrs.evolve(found, command=self.command, weights=describe_weights(manifest), dtype=dtype)
+        environment = attrs.evolve(
+            found, command=self.command, weights=describe_weights(manifest), dtype=dtype,
+            memory="" if self.memory == "auto" else self.memory,
+        )  # fmt: skip
         keys = {preset.name: self._key(preset, manifest, environment) for preset in presets}
         saved = SavedRows(self.report and self.report.with_name(f"{self.report.stem}.partial.json"))
         if self.fresh:
@@ -120,6 +127,7 @@ class ProcessBenchmarker(Benchmarker):
             steps=dict(self.steps),
             memory_gib=self.memory_gib,
             dtype=dict(self.dtype),
+            memory=self.memory,
             attention=self.attention,
             pictures=str(self.report.absolute().parent / assets) if self.report else None,
             began=time.time(),
@@ -134,8 +142,8 @@ class ProcessBenchmarker(Benchmarker):
         return preset.name + " " + digest_of({
             "preset": to_json(preset), "steps": steps_run(preset, self.steps), "rounds": self.rounds,
             "warmup": self.warmup, "memory_gib": self.memory_gib, "dtype": dict(self.dtype),
-            "attention": self.attention, "weights": manifest.digest, "device": environment.device,
-            "machine": environment.machine, "versions": dict(environment.versions),
+            "memory": self.memory, "attention": self.attention, "weights": manifest.digest,
+            "device": environment.device, "machine": environment.machine, "versions": dict(environment.versions),
         })  # fmt: skip
 
     def _work(self, preset: Preset) -> tuple[int, int]:

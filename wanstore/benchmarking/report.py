@@ -66,6 +66,10 @@ class BenchmarkRow:
     measured, it and the first clip are extrapolated as clips are. `attention` is the backend that was used;
     `attention_seconds`, where backends were compared, what one self-attention of the preset's own shape took with
     each that works. `frames` are pictures of the clip, as paths beside the report.
+
+    `memory_plan` says where the pipeline's parts were for the last clip; "" where it has no plan. `predicted_gib` are
+    the peaks that the plan counts on, by stage (text, denoising, decoding), and `stage_peaks_gib` the highest of all
+    clips, as torch's allocator handed them out; empty where it isn't used.
     """
 
     preset: Preset
@@ -80,6 +84,9 @@ class BenchmarkRow:
     load_seconds: float | None = None
     first_clip_seconds: float | None = None
     frames: tuple[str, ...] = ()
+    memory_plan: str = ""
+    predicted_gib: Mapping[str, float] = attrs.field(factory=dict)
+    stage_peaks_gib: Mapping[str, float] = attrs.field(factory=dict)
 
     @property
     def worked(self) -> bool:
@@ -116,6 +123,7 @@ class Environment:
 
     `memory_cap_gib` is the limit that torch was held to, so that a larger GPU stands in for a smaller one.
     `dtype` names the components that computed in another dtype than float16, as `vae=float32`.
+    `memory` is how much of the device the pipeline was asked to take, "" for what fits.
     """
 
     device: str
@@ -125,6 +133,7 @@ class Environment:
     weights: str = ""
     memory_cap_gib: float | None = None
     dtype: str = ""
+    memory: str = ""
     machine: str = ""
     versions: Mapping[str, str] = attrs.field(factory=dict)
 

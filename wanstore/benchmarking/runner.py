@@ -17,8 +17,9 @@ from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import driver_version
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Round
-from wanstore.errors import DeviceMemoryError, first_line
+from wanstore.errors import DeviceError, DeviceMemoryError, first_line
 from wanstore.interfaces import Benchmarker, Progress, Quiet
+from wanstore.loading.memory import GIB, Clip
 from wanstore.versions import versions
 
 if TYPE_CHECKING:
@@ -57,8 +58,10 @@ class PipelineBenchmarker(Benchmarker):
         with watch_memory(self.pipe.device) as watch:
             try:
                 return self._measure(preset, watch, progress)
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except DeviceError as error:  # such as that there is no plan
                 return attrs.evolve(row_of(preset, error), memory=watch.peaks())
+            except (RuntimeError, ValueError, MemoryError) as error:
+                return self._with_plan(attrs.evolve(row_of(preset, error), memory=watch.peaks()), watch)
 
     def _measure(self, preset: Preset, watch: Watch, progress: Progress) -> BenchmarkRow:
         from wanstore.benchmarking.quality import examine
@@ -71,12 +74,12 @@ class PipelineBenchmarker(Benchmarker):
             if number == self.warmup:
                 joules = watch.joules()
             clip = short if number < self.warmup else counted
-            one, frames = measure_clip(self.pipe, clip, progress=progress)
+            one, frames = measure_clip(self.pipe, clip, progress=progress, watch=watch)
             measured.append(one)
             ends.append(time.time())
         spent = watch.joules()
         rounds = tuple(measured[self.warmup :])
-        return BenchmarkRow(
+        row = BenchmarkRow(
             preset,
             rounds=rounds,
             memory=watch.peaks(),  # before frames are looked at, which takes memory of its own
@@ -85,6 +88,18 @@ class PipelineBenchmarker(Benchmarker):
             first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
             frames=self._picture(frames, preset),
         )
+        return self._with_plan(row, watch)
+
+    def _with_plan(self, row: BenchmarkRow, watch: Watch) -> BenchmarkRow:
+        """The row with the plan of the last clip's memory, if the pipeline has plans, and what was made of it."""
+        row = attrs.evolve(row, stage_peaks_gib=dict(watch.stage_peaks_gib))
+        plan = getattr(self.pipe, "memory_plan", None)
+        if plan is None:
+            return row
+        clip = Clip(row.preset.width, row.preset.height, row.preset.frames)
+        peaks = self.pipe.wanstore_staging.needs.peaks(plan, clip)
+        predicted = {stage: size / GIB for stage, size in peaks.items()}
+        return attrs.evolve(row, memory_plan=str(plan), predicted_gib=predicted)
 
     def _picture(self, frames: Any, preset: Preset) -> tuple[str, ...]:
         if self.pictures is None:

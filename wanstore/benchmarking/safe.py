@@ -61,9 +61,11 @@ def _why(best: BenchmarkRow, memory_gib: float) -> tuple[str, ...]:
     name = best.preset.name
     steps = len(best.rounds[0].steps)
     guess = f", extrapolated from {steps} of {best.preset.steps} steps" if best.extrapolated else ""
+    plan = (f"{name} was made by this plan of memory: {best.memory_plan}",) if best.memory_plan else ()
     return (
         f"{name} is the cheapest that qualifies: {best.seconds_p95:.1f} s (p95{guess})",
         f"{name} {_needs(best.memory, memory_gib)}",
+        *plan,
         f"{name} passed every check of its frames" if best.quality else f"{name}'s frames were not checked",
     )
 

@@ -10,6 +10,7 @@ from wanstore.benchmarking.markdown import NONE, clip_of, gib, measured_on, minu
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow
 from wanstore.benchmarking.safe import MEMORY_SHARE, needed_gib
 from wanstore.benchmarking.stages import STAGES, stage_seconds
+from wanstore.loading.memory import STAGES as MEMORY_STAGES
 
 NO_PICTURES = "No chart was drawn: matplotlib is not installed. `pip install 'wanstore[bench]'` brings it."
 
@@ -102,7 +103,7 @@ def memory(report: BenchmarkReport, pictures: Mapping[str, str] | None) -> list[
     )
     head = ["preset", "#handed out GiB", "#reserved GiB", "#in use on the device GiB", "#needed GiB"]
     chart = _chart(pictures, "memory", "Peak memory of each preset, with the limits as lines")
-    return ["## Memory", "", *chart, *table(head, rows), "", note, ""]
+    return ["## Memory", "", *chart, *table(head, rows), "", note, "", *_memory_by_stage(report)]
 
 
 def costs(report: BenchmarkReport, prices: Prices) -> list[str]:
@@ -213,6 +214,7 @@ def how(report: BenchmarkReport) -> list[str]:
         "measured at": environment.measured_at,
         "weights": environment.weights,
         "dtype": environment.dtype and f"{environment.dtype}, the others float16",
+        "plan of memory": environment.memory and f"{environment.memory}, for every preset",
         "clips measured": ", ".join(f"{row.preset.name}: {len(row.rounds)}" for row in report.rows if row.worked),
         "attention": "; ".join(f"{row.preset.name}: {_attention(row)}" for row in report.rows if row.attention),
         "versions": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
@@ -227,9 +229,30 @@ def _chart(pictures: Mapping[str, str] | None, name: str, alt: str) -> list[str]
     return [f"![{alt}]({pictures[name]})", ""] if name in pictures else []
 
 
+def _memory_by_stage(report: BenchmarkReport) -> list[str]:
+    """What plans of memory count on, beside what was measured."""
+    rows = []
+    for row in report.rows:
+        if row.predicted_gib or row.stage_peaks_gib:
+            peaks = [
+                f"{gib(row.predicted_gib.get(stage))} / {gib(row.stage_peaks_gib.get(stage))}"
+                for stage in MEMORY_STAGES
+            ]
+            rows.append([row.preset.name, row.memory_plan or NONE, *peaks])
+    if not rows:
+        return []
+    head = ["preset", "plan", *(f"#{stage} GiB" for stage in MEMORY_STAGES)]
+    note = (
+        "By stage: the peak that the plan counts on / the peak that torch's allocator handed out, the highest of all "
+        "clips."
+    )
+    return [*table(head, rows), "", note, ""]
+
+
 def _notes(row: BenchmarkRow) -> list[str]:
     reason = "" if row.worked else row.reason
-    return [text.rstrip(".") for text in (clip_of(row.preset), row.preset.notes, reason) if text]
+    plan = f"plan of memory: {row.memory_plan}" if row.memory_plan else ""
+    return [text.rstrip(".") for text in (clip_of(row.preset), plan, row.preset.notes, reason) if text]
 
 
 def _kilojoules(row: BenchmarkRow) -> str:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -27,8 +27,8 @@ from wanstore.manifest import from_json, to_json
 class Job:
     """What to measure, and how. Without a preset the machine is described, and nothing more.
 
-    `dtype` is as for `wanstore.load`, and so is `attention`, or it is `auto`; `began` is when the process was started,
-    by `time.time`.
+    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`; `began` is when the process
+    was started, by `time.time`.
     """
 
     folder: str
@@ -39,6 +39,7 @@ class Job:
     steps: dict[str, int] = attrs.field(factory=dict)
     memory_gib: float | None = None
     dtype: dict[str, str] = attrs.field(factory=dict)
+    memory: Literal["auto", "resident", "streamed"] = "auto"
     attention: str | None = None
     pictures: str | None = None
     began: float = 0.0
@@ -88,7 +89,7 @@ def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
     try:
         pipe = load(
             Path(job.folder), device=job.device, dtype=job.dtype, attention="native" if auto else job.attention,
-            progress=progress,
+            memory=job.memory, progress=progress,
         )  # fmt: skip
         loaded = time.time()
         compared = _use_fastest(pipe, preset) if auto else {}
