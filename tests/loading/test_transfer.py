@@ -390,7 +390,9 @@ def test_too_little_memory_is_told_with_how_much_it_takes(device: str) -> None:
     """And nothing of what was allocated stays."""
     with nothing_left(), pytest.raises(DeviceError, match=r"no room for 1125899\.9 GB"):
         layout = lay_out_buffers([1 << 20])
-        huge = layouts.Layout((*layout.buffers, layouts.Buffer("U8", "U8", 1 << 50)), {}, layout.pieces, layout.piece_bytes)
+        huge = layouts.Layout(
+            (*layout.buffers, layouts.Buffer("U8", "U8", 1 << 50)), {}, layout.pieces, layout.piece_bytes
+        )
         with Transfer(MemorySource([]), huge, device) as transfer:
             transfer.buffers()
 

@@ -17,6 +17,7 @@ from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import Memory, Round
 from wanstore.generation import generate, write_clip
 from wanstore.interfaces import Progress
+from wanstore.loading.memory import OUTPUT
 
 if TYPE_CHECKING:
     import numpy
@@ -50,6 +51,8 @@ def measure_clip(
     with _watched(pipe, mark):
         frames = generate(pipe, prompt, preset, seed=seed, progress=_Steps(progress, clock.mark))
     generated = time.perf_counter()
+    if watch:
+        watch.ended(OUTPUT)
     with tempfile.TemporaryDirectory() as folder:
         write_clip(frames, Path(folder, "clip.mp4"))
     ended = time.perf_counter()

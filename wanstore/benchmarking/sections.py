@@ -10,6 +10,7 @@ from wanstore.benchmarking.markdown import NONE, clip_of, gib, measured_on, minu
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow
 from wanstore.benchmarking.safe import MEMORY_SHARE, needed_gib
 from wanstore.benchmarking.stages import STAGES, stage_seconds
+from wanstore.loading.memory import OUTPUT
 from wanstore.loading.memory import STAGES as MEMORY_STAGES
 
 NO_PICTURES = "No chart was drawn: matplotlib is not installed. `pip install 'wanstore[bench]'` brings it."
@@ -236,15 +237,15 @@ def _memory_by_stage(report: BenchmarkReport) -> list[str]:
         if row.predicted_gib or row.stage_peaks_gib:
             peaks = [
                 f"{gib(row.predicted_gib.get(stage))} / {gib(row.stage_peaks_gib.get(stage))}"
-                for stage in MEMORY_STAGES
+                for stage in (*MEMORY_STAGES, OUTPUT)
             ]
             rows.append([row.preset.name, row.memory_plan or NONE, *peaks])
     if not rows:
         return []
-    head = ["preset", "plan", *(f"#{stage} GiB" for stage in MEMORY_STAGES)]
+    head = ["preset", "plan", *(f"#{stage} GiB" for stage in (*MEMORY_STAGES, OUTPUT))]
     note = (
         "By stage: the peak that the plan counts on / the peak that torch's allocator handed out, the highest of all "
-        "clips."
+        "clips. Output is what follows the decode: frames become the caller's, and the text encoder comes back."
     )
     return [*table(head, rows), "", note, ""]
 

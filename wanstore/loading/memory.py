@@ -14,6 +14,8 @@ from wanstore.safetensors_format import Tensor
 GIB = 2**30
 STAGES = {"text": "text_encoder", "denoising": "transformer", "decoding": "vae"}
 """The stages of a clip, and the component that works in each."""
+OUTPUT = "output"
+"""What follows them: frames become the caller's, and the text encoder may be back already."""
 COMFORTABLE, FULL = 0.8, 0.95
 """Shares of a device's memory: a plan that leaves a fifth free is preferred, one that leaves less than 5 % is none."""
 TILES = (1, 2, 4, 8)
@@ -117,20 +119,21 @@ class Needs:
     def peaks(self, plan: MemoryPlan, clip: Clip) -> dict[str, int]:
         """Bytes at most in each stage, as torch's allocator hands them out."""
         working = {"text": self._text(clip), "denoising": self._denoising(clip), "decoding": self._decoding(plan, clip)}
-        return {
-            stage: sum(self.weights[component] for component in plan.present(stage)) + own
-            for stage, own in working.items()
-        }
+        peaks = {stage: self._present(plan, stage) + own for stage, own in working.items()}
+        return peaks | {OUTPUT: self._present(plan, "text") + self._frames(clip) * 5 // 2}
 
     def peak(self, plan: MemoryPlan, clip: Clip) -> int:
         """Bytes at most."""
         return max(self.peaks(plan, clip).values())
 
+    def _present(self, plan: MemoryPlan, stage: str) -> int:
+        return sum(self.weights[component] for component in plan.present(stage))
+
     # What follows was fitted to an H100's figures with full-size weights; docs/memory.md sets the two side by side.
 
     def _text(self, clip: Clip) -> int:
         tokens = 512
-        return clip.batch * tokens * (10 * self.text_heads * tokens + 12 * self.text_feed_forward)
+        return clip.batch * tokens * (14 * self.text_heads * tokens + 16 * self.text_feed_forward)
 
     def _denoising(self, clip: Clip) -> int:
         """The largest is the feed-forward's hidden layer, before and after its activation."""
@@ -142,9 +145,12 @@ class Needs:
         height, width = clip.height // 8, clip.width // 8
         tiles = cut(height, width, plan.tiles)
         pixels = 64 * max(tile.pixels for tile in tiles)
-        frames = 3 * clip.frames * clip.height * clip.width
         middle = 4 * self.vae_channels * height * width * clip.latent_frames if len(tiles) > 1 else 0
-        return clip.batch * self.item_bytes["vae"] * (51 * self.vae_channels * pixels + frames + middle)
+        work = clip.batch * self.item_bytes["vae"] * (51 * self.vae_channels * pixels + middle)
+        return work + self._frames(clip)
+
+    def _frames(self, clip: Clip) -> int:
+        return clip.batch * self.item_bytes["vae"] * 3 * clip.frames * clip.height * clip.width
 
 
 def weight_bytes(tensors: Iterable[Tensor], is_wide: Any) -> int:
