@@ -99,7 +99,7 @@ def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: Pha
     try:
         tensors = streamed.wait(clock)
     except DeviceMemoryError:
-        if origin.memory == "resident":
+        if not _is_staged(origin, streamed.transfer.device):
             raise
         with (
             open_weights(origin.folder, ["text_encoder"]) as files,
@@ -117,8 +117,7 @@ def make_ready(pipe: Any, clock: PhaseClock) -> Attention | None:
     """What is left once a pipeline is on its device: its attention backend, and how it shares out the memory."""
     with clock.phase("attention"):
         attention = _apply_once(pipe, pipe.device)
-    memory = pipe.wanstore_origin.memory
-    if memory != "resident" and (memory != "auto" or pipe.device.type == "cuda"):
+    if _is_staged(pipe.wanstore_origin, pipe.device):
         stage(pipe)
     return attention
 
@@ -129,6 +128,11 @@ def reseed() -> None:
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(int.from_bytes(os.urandom(4), "little"))
     torch.seed()
+
+
+def _is_staged(origin: Origin, device: torch.device) -> bool:
+    """Whether components make room for one another: on a CPU only if that was asked for."""
+    return origin.memory != "resident" and (origin.memory != "auto" or device.type == "cuda")
 
 
 def _apply_once(pipe: Any, device: torch.device) -> Attention | None:

@@ -128,8 +128,7 @@ class _ResidualBlock(wan.WanResidualBlock):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor, feat_cache: Any = None, feat_idx: Any = None) -> torch.Tensor:
         given, shortcut = x, self.conv_shortcut(x)
-        padded = _padded(x, self.norm1, self.conv1, feat_cache, feat_idx)
-        x = torch.nn.Conv3d.forward(self.conv1, padded)
+        x = torch.nn.Conv3d.forward(self.conv1, _padded(x, self.norm1, self.conv1, feat_cache, feat_idx))
         padded = _padded(x, self.norm2, self.conv2, feat_cache, feat_idx)
         del x
         x = torch.nn.Conv3d.forward(self.conv2, padded).add_(shortcut)

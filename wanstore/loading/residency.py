@@ -54,6 +54,11 @@ class Residency:
             for component, wanted in self._wanted.items()
         }
 
+    @property
+    def lacks_some(self) -> bool:
+        """Whether a component is away."""
+        return bool(self._away)
+
     def keep_only(self, components: Iterable[str], *, from_host: bool = False) -> None:
         """Release all others. With `from_host` their weights are kept in host memory from then on."""
         for component in set(self._models) - set(components) - self._away:
@@ -71,11 +76,15 @@ class Residency:
         Raises what `activate` raises. Then they are away as before, and can be asked for again.
         """
         components = list(components)
-        self.begin(components)
-        for component in components:
-            if component in self._away:
-                fill_model(component, self._models[component], self._finish(component))
-                self._away.discard(component)
+        try:
+            self.begin(components)
+            for component in components:
+                if component in self._away:
+                    fill_model(component, self._models[component], self._finish(component))
+                    self._away.discard(component)
+        except BaseException:  # the others would hold their files and their memory until somebody asks again
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """Drop what is on its way."""

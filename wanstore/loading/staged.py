@@ -60,7 +60,8 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
         key = repr((prompt, args, sorted(kwargs.items())))
         if key not in staging.prompts:
             staging.enter("text")
-            staging.prompts[key] = super()._get_t5_prompt_embeds(prompt, *args, **kwargs)
+            with torch.no_grad():  # a graph behind them would keep the text encoder's weights
+                staging.prompts[key] = super()._get_t5_prompt_embeds(prompt, *args, **kwargs)
         staging.prompts.move_to_end(key)
         while len(staging.prompts) > _PROMPTS:
             staging.prompts.popitem(last=False)
@@ -75,7 +76,7 @@ class Staging:
     origin: Origin
     residency: Residency
     needs: Needs
-    plan: MemoryPlan = attrs.field(factory=MemoryPlan)
+    plan: MemoryPlan
     prompts: OrderedDict[str, torch.Tensor] = attrs.field(factory=OrderedDict)
     _in_clip: bool = False
 
@@ -108,14 +109,9 @@ class Staging:
                     self._set_out()
 
     def _choose(self, clip: Clip) -> None:
-        asked = self.origin.memory
-        if isinstance(asked, MemoryPlan):
-            self.plan = asked
-        elif asked == "streamed":
-            self.plan = MemoryPlan(("text_encoder",))
-        else:
+        if self.origin.memory == "auto":
             self.plan = choose_plan(self.needs, clip, budget_bytes(self.pipe.device))
-        self.pipe.vae.tiles = self.plan.tiles
+            self.pipe.vae.tiles = self.plan.tiles
 
     def _rest(self) -> None:
         """Be ready for the next prompt. The clip is not lost if that fails: the next one tries again."""
@@ -139,9 +135,19 @@ def stage(pipe: Any) -> None:
     configs = {"transformer": pipe.transformer.config, "vae": pipe.vae.config}
     wide = [component for component, dtype in origin.dtypes.items() if dtype == WIDE]
     configs["text_encoder"] = pipe.text_encoder.config.to_dict()
-    pipe.wanstore_staging = Staging(pipe, origin, residency, Needs.of(residency.weight_bytes, configs, wide))
-    pipe.vae.watcher = pipe.wanstore_staging
+    needs, plan = Needs.of(residency.weight_bytes, configs, wide), _first_plan(origin, residency)
+    pipe.wanstore_staging = Staging(pipe, origin, residency, needs, plan)
+    pipe.vae.watcher, pipe.vae.tiles = pipe.wanstore_staging, plan.tiles
     pipe.__class__ = WanPipeline
+
+
+def _first_plan(origin: Origin, residency: Residency) -> MemoryPlan:
+    """The plan that was asked for, or one to encode and decode by before there is a clip to choose it for."""
+    if isinstance(origin.memory, MemoryPlan):
+        return origin.memory
+    if origin.memory == "streamed":
+        return MemoryPlan(("text_encoder",))
+    return MemoryPlan(tuple(STAGES.values()) if residency.lacks_some else ())
 
 
 def budget_bytes(device: torch.device) -> int:
