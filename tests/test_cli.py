@@ -173,7 +173,7 @@ def test_doctor_tells_the_plan_of_a_presets_memory(store: Path) -> None:
     roomy = json_of(*ask, "22")
     assert roomy.keys() == {"preset", "free", "plan", "peaks"}
     assert (roomy["preset"], roomy["free"], roomy["plan"]) == ("480p/3s", "22.0 GiB", "all resident")
-    assert roomy["peaks"].keys() == {"text", "denoising", "decoding"}
+    assert roomy["peaks"].keys() == {"text", "denoising", "decoding", "output"}
     assert json_of(*ask, "0.4")["plan"] != "all resident"
     assert gib(json_of(*ask, "22", "--dtype", "vae=float32")["peaks"]) > gib(roomy["peaks"])
     assert "decoding 0." in wanstore(*ask, "22").stdout

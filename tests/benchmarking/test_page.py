@@ -148,14 +148,14 @@ def test_a_component_in_another_dtype_is_told(tmp_path: Path) -> None:
 
 def test_plans_of_memory_are_told_with_their_peaks(tmp_path: Path) -> None:
     """Predicted beside measured, by stage; a preset that has neither is left out, and so is an empty table."""
-    stages = {"text": 12.0, "denoising": 4.0, "decoding": 6.0}
+    stages = {"text": 12.0, "denoising": 4.0, "decoding": 6.0, "output": 12.5}
     measured = {"text": 11.5, "denoising": 3.9}
     planned = row(memory_plan="text_encoder streamed", predicted_gib=stages, stage_peaks_gib=measured)
     resident = row("720p/5s", stage_peaks_gib=measured)
     text = written(report(planned, row("480p/5s"), resident, memory="streamed"), tmp_path)
     table = section(text, "Memory").split("| preset | plan |")[1]
-    assert cells(table, "480p/3s") == ["text_encoder streamed", "12.0 / 11.5", "4.0 / 3.9", "6.0 / –"]
-    assert cells(table, "720p/5s") == ["–", "– / 11.5", "– / 3.9", "– / –"] and "480p/5s" not in table
+    assert cells(table, "480p/3s") == ["text_encoder streamed", "12.0 / 11.5", "4.0 / 3.9", "6.0 / –", "12.5 / –"]
+    assert cells(table, "720p/5s") == ["–", "– / 11.5", "– / 3.9", "– / –", "– / –"] and "480p/5s" not in table
     assert "plan of memory: text_encoder streamed" in section(text, "Results")
     assert "plan of memory: text_encoder streamed" in section(text, "Safe preset")
     assert cells(section(text, "How it was measured"), "plan of memory") == ["streamed, for every preset"]
