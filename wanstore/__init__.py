@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from wanstore.flows import benchmark, load, setup
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
     from wanstore.loading import activate
+    from wanstore.loading.memory import MemoryPlan
     from wanstore.manifest import Manifest
     from wanstore.stores import open_store
 
@@ -23,6 +24,7 @@ _HOMES = {
     "Benchmarker": "interfaces",
     "Converter": "interfaces",
     "Manifest": "manifest",
+    "MemoryPlan": "loading.memory",
     "Progress": "interfaces",
     "Stage": "interfaces",
     "VerifyReport": "interfaces",
@@ -39,6 +41,7 @@ __all__ = [
     "Benchmarker",
     "Converter",
     "Manifest",
+    "MemoryPlan",
     "Progress",
     "Stage",
     "VerifyReport",
