@@ -22,7 +22,7 @@ retry = for attempt in 1 2 3; do \
 	done; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs bench bench-loading bench-presets clean
+.PHONY: help venv demo test lint format docs bench bench-loading bench-memory bench-presets clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ bench: venv ## Conversion against its peers (minutes, about 25 GB of disk)
 bench-loading: venv ## Loading against its peers, on a GPU (minutes, about 30 GB of disk)
 	@test -e $(BENCH_FOLDER)/float16/wanstore.json || $(BIN)/python benchmarks/full_size.py $(BENCH_FOLDER)/float16 --dtype float16
 	$(BIN)/python benchmarks/loading.py $(BENCH_FOLDER)/float16 --cold --out $(BENCH_FOLDER)/loading.json
+
+bench-memory: venv ## Memory plans beside diffusers' own offloading, on a GPU (minutes)
+	@test -e $(BENCH_FOLDER)/float16/wanstore.json || $(BIN)/python benchmarks/full_size.py $(BENCH_FOLDER)/float16 --dtype float16
+	$(BIN)/python benchmarks/memory.py $(BENCH_FOLDER)/float16 --out $(BENCH_FOLDER)/memory.json
 
 bench-presets: venv ## A tiny clip, measured and not, by pytest-benchmark (a minute)
 	@mkdir -p build

@@ -68,8 +68,8 @@ class BenchmarkRow:
     each that works. `frames` are pictures of the clip, as paths beside the report.
 
     `memory_plan` says where the pipeline's parts were for the last clip; "" where it has no plan. `predicted_gib` are
-    the peaks that the plan counts on, by stage (text, denoising, decoding, output), and `stage_peaks_gib` the highest of all
-    clips, as torch's allocator handed them out; empty where it isn't used.
+    the peaks that the plan counts on, by stage (text, denoising, decoding, output), and `stage_peaks_gib` the highest
+    of all clips, as torch's allocator handed them out; empty where it isn't used.
     """
 
     preset: Preset
