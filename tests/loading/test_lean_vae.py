@@ -72,43 +72,42 @@ def test_a_frame_higher_than_a_strip_is_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="module")
-def large() -> tuple[torch.Tensor, Any, torch.Tensor]:
-    """Latents so large that no tile's surroundings cover them, a lean VAE, and its frames in one piece.
-
-    In float64, where rounding is far below what a neighbour contributes: kernels for other sizes sum in other orders.
-    """
+def lean() -> Any:
+    """In float64, where rounding is far below what a neighbour contributes: kernels for other sizes sum otherwise."""
     with torch.no_grad():
-        _, lean = both(torch.float64, base_dim=4)
-        z = latents(2, 32, 48).double()
-        return z, lean, lean.decode(z).sample
+        return both(torch.float64, base_dim=4)[1]
 
 
-@pytest.mark.parametrize("count", [2, 8])
-def test_tiles_leave_no_seam(large: tuple[torch.Tensor, Any, torch.Tensor], count: int) -> None:
-    """Every pixel has all that it depends on."""
-    z, lean, expected = large
+def of_tiles(lean: Any, z: torch.Tensor, count: int) -> torch.Tensor:
     lean.tiles = count
-    assert all(tile.pixels < 32 * 48 for tile in tiles.cut(32, 48, count))
-    assert (lean.decode(z).sample - expected).abs().max() < 1e-12
+    sample: torch.Tensor = lean.decode(z).sample
+    return sample
+
+
+@pytest.mark.parametrize(("count", "frames", "height", "width"), [(2, 2, 4, 44), (4, 1, 30, 30)])
+def test_tiles_leave_no_seam(lean: Any, count: int, frames: int, height: int, width: int) -> None:
+    """Every pixel has all that it depends on."""
+    z = latents(frames, height, width).double()
+    assert all(tile.pixels < height * width for tile in tiles.cut(height, width, count))
+    assert (of_tiles(lean, z, count) - of_tiles(lean, z, 1)).abs().max() < 1e-12
 
 
 def test_in_float32_tiles_differ_from_diffusers_own_by_rounding() -> None:
     """By a few of its last digits."""
     plain, lean = both(base_dim=4)
-    lean.tiles = 2
-    z = latents(1, 32, 48)
-    assert (lean.decode(z).sample - plain.decode(z).sample).abs().max() < 1e-4
+    z = latents(1, 4, 44)
+    assert (of_tiles(lean, z, 2) - plain.decode(z).sample).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("halo", "least"), [(4, 1e-2), (12, 1e-10)])
 def test_with_less_around_them_tiles_would_differ(
-    large: tuple[torch.Tensor, Any, torch.Tensor], monkeypatch: pytest.MonkeyPatch, halo: int, least: float
+    lean: Any, monkeypatch: pytest.MonkeyPatch, halo: int, least: float
 ) -> None:
     """So the comparison above can fail, and the surroundings are as narrow as they can be."""
-    z, lean, expected = large
-    lean.tiles = 2
+    z = latents(2, 4, 44).double()
+    expected = of_tiles(lean, z, 1)
     monkeypatch.setattr(tiles, "HALO", halo)
-    assert (lean.decode(z).sample - expected).abs().max() > least
+    assert (of_tiles(lean, z, 2) - expected).abs().max() > least
 
 
 def test_outside_no_grad_the_frames_are_the_same() -> None:
