@@ -79,6 +79,19 @@ def test_one_command_writes_the_page_and_its_json(store: Path, tmp_path: Path) -
     assert (out.parent / report.rows[0].frames[0]).is_file()
 
 
+def test_a_second_run_tells_how_its_clips_differ_from_the_firsts(store: Path, tmp_path: Path) -> None:
+    """The same dtype gives the same clip, though the second run has other rounds; the page has the scores."""
+    clip, out = ("--presets", "480p/3s", "--steps", "2", *SMALL), tmp_path / "page.md"
+    kept = bench(store, *clip, "--keep-clips", tmp_path / "kept", "--out", out)
+    assert kept.returncode == 0 and (tmp_path / "kept/480p-3s.npy").is_file(), kept.stderr
+    run = bench(
+        store, *clip, "--rounds", "2", "--warmup", "0", "--reference", tmp_path / "kept", "--out", out, "--json"
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["rows"][0]["quality"]["scores"]["psnr"] == 100
+    assert "psnr" in out.read_text() and "ssim" in out.read_text()
+
+
 def test_ctrl_c_keeps_what_was_measured(store: Path, tmp_path: Path) -> None:
     """Status 1, one line that says so, and a page of what there is; no process is left behind."""
     out = tmp_path / "page.md"
@@ -121,6 +134,8 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
         (["--dtype", "vae=float32", "--dtype", "transformer=bfloat16"], 1, "Choose float16 or float32"),
         (["--memory", "little"], 2, "'auto', 'resident', 'streamed'"),
+        (["--reference", "no/such/folder"], 2, "does not exist"),
+        (["--reference", ".", "--keep-clips", "."], 1, "Clips can't be kept in the reference folder"),
         (["--compare", __file__], 1, "no benchmark report"),
     ],
 )

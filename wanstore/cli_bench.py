@@ -41,6 +41,10 @@ if TYPE_CHECKING:
               show_default=True, help="The page; its JSON and pictures go beside it.")  # fmt: skip
 @click.option("--compare", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="The JSON of an earlier run: say what changed.")  # fmt: skip
+@click.option("--keep-clips", type=click.Path(path_type=Path, file_okay=False),
+              help="Save each preset's last clip in this folder.")  # fmt: skip
+@click.option("--reference", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="A folder of clips kept by an earlier run: compare with them.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure again what a stopped run has measured.")
 @json_option
 def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | None, steps: Sequence[str],

@@ -60,12 +60,22 @@ def generate(
     return frames
 
 
+def eight_bits(frames: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
+    """Frames (as `generate` gives them) in 8-bit levels; NaN is 0. Beside the result it takes a few frames' memory."""
+    import numpy as np
+
+    levels = np.empty(frames.shape, np.uint8)
+    wide = np.result_type(frames.dtype, np.float32)  # float16 would round the product too
+    for level, frame in zip(levels, frames, strict=True):
+        level[:] = (np.nan_to_num(frame.astype(wide, copy=False)).clip(0, 1) * 255).round()
+    return levels
+
+
 def write_clip(frames: numpy.ndarray[Any, Any], path: Path) -> None:
     """Write frames (as `generate` gives them) as an H.264 mp4 at 16 frames a second."""
     import av
-    import numpy as np
 
-    pixels = (np.nan_to_num(frames).clip(0, 1) * 255).round().astype(np.uint8)
+    pixels = eight_bits(frames)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as container:
         stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND)

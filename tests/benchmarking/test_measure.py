@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import wanstore
+from wanstore.benchmarking import measure
 from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import DeviceWatch
 from wanstore.benchmarking.presets import Preset
@@ -20,7 +21,7 @@ PRESET = Preset("tiny", width=32, height=32, frames=5, steps=3)
 
 def test_a_clip_is_told_apart_into_stages(pipe: Any) -> None:
     """A figure for each step; the stages lie within the whole."""
-    one, frames = measure_clip(pipe, PRESET, progress=Quiet())
+    one, frames = measure_clip(pipe, PRESET, take=1, progress=Quiet())
     assert frames.shape == (5, 32, 32, 3)
     assert len(one.steps) == 3 and min(one.text_encoding, *one.steps, one.decoding, one.writing) > 0
     assert one.text_encoding + sum(one.steps) + one.decoding + one.writing <= one.seconds
@@ -29,18 +30,28 @@ def test_a_clip_is_told_apart_into_stages(pipe: Any) -> None:
 def test_measuring_leaves_the_pipeline_as_it_was(pipe: Any) -> None:
     """Nothing of it stays on the pipeline, after a failure neither."""
     before = pipe.encode_prompt, pipe.vae.decode, pipe.vae._decode
-    measure_clip(pipe, PRESET, progress=Quiet())
+    measure_clip(pipe, PRESET, take=1, progress=Quiet())
     with pytest.raises(RuntimeError, match="stop"):
-        measure_clip(pipe, PRESET, progress=_Stops())
+        measure_clip(pipe, PRESET, take=1, progress=_Stops())
     assert (pipe.encode_prompt, pipe.vae.decode, pipe.vae._decode) == before
 
 
 def test_the_prompt_of_every_clip_is_encoded(tiny_fp16: Path) -> None:
     """Though the pipeline keeps embeddings: each clip has a prompt of its own, all have one negative prompt."""
     pipe: Any = wanstore.load(tiny_fp16, sealed=False, device="cpu", memory="streamed")
-    for _ in range(3):
-        measure_clip(pipe, PRESET, progress=Quiet())
+    for take in (3, 2, 1):
+        measure_clip(pipe, PRESET, take=take, progress=Quiet())
     assert len(pipe.wanstore_staging.prompts) == 3 + 1
+
+
+def test_of_a_warm_up_one_frame_is_written(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sets up what writes; all frames are given all the same."""
+    written: list[int] = []
+    monkeypatch.setattr(measure, "write_clip", lambda frames, _: written.append(len(frames)))
+    shapes = [
+        measure_clip(pipe, PRESET, take=1, progress=Quiet(), warm_up=warm_up)[1].shape for warm_up in (True, False)
+    ]
+    assert written == [1, 5] and shapes == [(5, 32, 32, 3)] * 2
 
 
 @pytest.mark.usefixtures("counters")
@@ -63,7 +74,7 @@ def test_on_a_gpu_a_clips_stages_are_told_apart(tiny_fp16: Path) -> None:
     """None takes more than the whole."""
     pipe = wanstore.load(tiny_fp16, sealed=False, device="cuda")
     with watch_memory(pipe.device) as watch:
-        measure_clip(pipe, PRESET, progress=Quiet(), watch=watch)
+        measure_clip(pipe, PRESET, take=1, progress=Quiet(), watch=watch)
         assert watch.stage_peaks_gib.keys() == {"text", "denoising", "decoding"}
         assert 0 < max(watch.stage_peaks_gib.values()) <= watch.peaks().allocated_gib
 

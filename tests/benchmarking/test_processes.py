@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import psutil
 import pytest
 
+from wanstore.benchmarking.clips import hash_clip, save_clip
 from wanstore.benchmarking.presets import PRESETS, Preset
 from wanstore.benchmarking.processes import ALL, ProcessBenchmarker, step_weight
+from wanstore.benchmarking.report import BenchmarkRow
 from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
 
 FIRST, SECOND = (Preset(name, width=32, height=32, frames=5, steps=4) for name in ("first", "second"))
@@ -111,6 +114,42 @@ def test_another_dtype_or_plan_is_another_measurement(
     assert not any("measured before" in message for message in heard.messages)
     with pytest.raises(NotSupportedError, match="Choose"):
         attrs.evolve(benchmarker, **{field: refused})
+
+
+def test_a_preset_whose_clip_is_gone_or_another_runs_is_measured_again(sealed: Path, tmp_path: Path) -> None:
+    """A stopped run's row stands only with the clip that it was measured on, and with the same reference."""
+    kept, other = tmp_path / "kept", tmp_path / "other"
+    plain = ProcessBenchmarker(sealed, "cpu", warmup=0, report=tmp_path / "page.md")
+    benchmarker = attrs.evolve(plain, keep_clips=kept)
+
+    def measured(benchmarker: ProcessBenchmarker) -> BenchmarkRow | None:
+        """The first preset's row, and None if it was not measured now; then the run is stopped."""
+
+        def stop(task: str) -> None:
+            if task == "generate second":
+                raise KeyboardInterrupt
+
+        heard = Heard(stop)
+        (row,) = benchmarker.run([FIRST, SECOND], progress=heard).rows
+        return None if any("measured before" in message for message in heard.messages) else row
+
+    assert measured(plain)
+    row = measured(benchmarker)
+    assert row and row.clip_sha256 == hash_clip(kept, FIRST), "without its clip it was not enough"
+    assert not measured(benchmarker) and not measured(plain)
+    save_clip(np.zeros((5, 32, 32, 3)), kept, FIRST)
+    assert measured(benchmarker), "the clip there was another's"
+    (kept / "first.npy").unlink()
+    assert measured(benchmarker)
+
+    save_clip(np.zeros((5, 32, 32, 3)), other, FIRST)
+    compared = attrs.evolve(benchmarker, reference=other)
+    row = measured(compared)
+    assert row and row.quality and row.quality.scores["psnr"] < 30 and not measured(compared)
+    save_clip(np.ones((5, 32, 32, 3)), other, FIRST)
+    assert measured(compared), "it was compared with another clip"
+    with pytest.raises(NotSupportedError, match="would replace what they are compared with"):
+        attrs.evolve(benchmarker, reference=kept)
 
 
 def test_a_preset_that_takes_too_long_is_stopped(sealed: Path) -> None:

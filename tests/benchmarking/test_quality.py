@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.quality import PSNR_CEILING, SSIM_FRAMES, examine
 from wanstore.benchmarking.report import Quality
+from wanstore.generation import eight_bits
 from wanstore.manifest import to_json
 
 Clip = np.ndarray[Any, Any]
@@ -48,6 +49,19 @@ def noise(preset: Preset = PRESET, seed: int = 0) -> Clip:
 
 def skimage() -> Any:
     return pytest.importorskip("skimage", reason="scikit-image (extra `bench`) is not installed")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_clip_is_compared_in_the_8_bit_levels_that_its_reference_was_kept_in(dtype: str) -> None:
+    """Rounding is no difference; one level everywhere is just that, and no clip is changed by being compared."""
+    skimage()
+    clip = noise().astype(dtype) * 0.9
+    before, levels = clip.copy(), eight_bits(clip)
+    equal = examine(clip, PRESET, levels).scores
+    assert equal["psnr"] == PSNR_CEILING and equal["ssim"] == pytest.approx(1)
+    one_off = examine(clip, PRESET, levels + np.uint8(1)).scores
+    assert one_off["psnr"] == pytest.approx(20 * np.log10(255), abs=1e-3)
+    assert np.array_equal(clip, before) and np.array_equal(levels, eight_bits(clip))
 
 
 # What no clip may be.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 
 import wanstore
+from wanstore.benchmarking import runner
+from wanstore.benchmarking.clips import hash_clip
 from wanstore.benchmarking.presets import Preset
-from wanstore.benchmarking.report import BenchmarkReport
+from wanstore.benchmarking.quality import PSNR_CEILING
+from wanstore.benchmarking.report import BenchmarkReport, Round
 from wanstore.benchmarking.runner import PipelineBenchmarker
 from wanstore.interfaces import Quiet
 from wanstore.loading import staged
@@ -40,6 +45,56 @@ def test_a_picture_of_the_clip_is_kept(pipe: Any, tmp_path: Path) -> None:
     """In the folder that was named."""
     row = PipelineBenchmarker(pipe, pictures=tmp_path / "p").measure(PRESET, Quiet())
     assert [path.name for path in (tmp_path / "p").iterdir()] == list(row.frames)
+
+
+@pytest.mark.parametrize("memory", ["resident", "streamed"])
+def test_the_last_clip_is_the_same_however_many_come_before_it(tiny_fp16: Path, tmp_path: Path, memory: Any) -> None:
+    """On the same pipeline too, whose text is encoded anew; so runs can be compared."""
+    pipe = wanstore.load(tiny_fp16, sealed=False, device="cpu", memory=memory)
+    first = PipelineBenchmarker(pipe, warmup=1, keep_clips=tmp_path / "a").measure(PRESET, Quiet())
+    again = PipelineBenchmarker(pipe, rounds=2, reference=tmp_path / "a", keep_clips=tmp_path / "b")
+    row = again.measure(PRESET, Quiet())
+    assert row.quality and first.quality and "psnr" not in first.quality.scores
+    assert row.quality.scores["psnr"] == PSNR_CEILING and row.quality.scores["ssim"] == pytest.approx(1)
+    assert row.clip_sha256 == first.clip_sha256 == hash_clip(tmp_path / "b", PRESET)
+    if memory == "streamed":
+        assert len(pipe.wanstore_staging.prompts) == 2 + 1, "none of the first measurement's was found"
+
+
+def test_a_clip_of_other_arithmetic_is_told_by_how_much_it_differs(tiny_fp16: Path, tmp_path: Path) -> None:
+    """What float16 costs in the VAE: near, and not equal."""
+    pipe = wanstore.load(tiny_fp16, sealed=False, device="cpu", dtype={"vae": "float32"})
+    PipelineBenchmarker(pipe, keep_clips=tmp_path).measure(PRESET, Quiet())
+    pipe = wanstore.load(tiny_fp16, sealed=False, device="cpu")
+    row = PipelineBenchmarker(pipe, reference=tmp_path).measure(PRESET, Quiet())
+    assert row.quality and not row.quality.missing
+    assert 30 < row.quality.scores["psnr"] < PSNR_CEILING
+
+
+def test_a_reference_that_is_not_there_or_does_not_fit_is_told(pipe: Any, tmp_path: Path) -> None:
+    """The row is as good as any, and its other scores are there."""
+    PipelineBenchmarker(pipe, keep_clips=tmp_path).measure(PRESET, Quiet())
+    benchmarker = PipelineBenchmarker(pipe, reference=tmp_path)
+    for preset, why in (
+        (attrs.evolve(PRESET, name="other"), "No reference clip: there is no other.npy"),
+        (attrs.evolve(PRESET, width=48), "The clip is 5×32×48×3, the reference 5×32×32×3"),
+    ):
+        row = benchmarker.measure(preset, Quiet())
+        assert row.worked and row.quality and row.quality.missing == {"psnr": why, "ssim": why}
+        assert "sharpness" in row.quality.scores
+
+
+def test_the_first_clip_counts_the_steps_and_the_writing_that_a_warm_up_left_out(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two more steps, and a whole clip's file; without a warm-up the first clip has both."""
+    made = Round(text_encoding=0, steps=(5.0,) * 4, decoding=0, writing=100.0, seconds=120.0)
+    short = attrs.evolve(made, steps=(5.0,) * 2, writing=1.0)
+    frames = np.full((5, 32, 32, 3), 0.5, np.float32)
+    monkeypatch.setattr(runner, "measure_clip", lambda *_, warm_up, **__: (short if warm_up else made, frames))
+    for warmup, more in ((1, 110), (0, 0)):
+        row = PipelineBenchmarker(pipe, warmup=warmup, began=time.time()).measure(PRESET, Quiet())
+        assert row.first_clip_seconds == pytest.approx(more, abs=2)
 
 
 def test_out_of_memory_is_a_row_and_the_next_preset_goes_on(pipe: Any) -> None:

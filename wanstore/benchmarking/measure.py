@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,18 +23,25 @@ if TYPE_CHECKING:
     import torch
 
 PROMPT = "Two anthropomorphic cats in comfy boxing gear fight intensely on a spotlighted stage."
-_TAKES = itertools.count(1)
 _STAGE_ENDED = {"encode": None, "encoded": "text", "decode": "denoising", "frames": "decoding", "decoded": None}
 """The stage that ends at a mark; None where nothing ends but what lies between stages."""
 
 
 def measure_clip(
-    pipe: Any, preset: Preset, *, progress: Progress, seed: int = 0, watch: Watch | None = None
+    pipe: Any,
+    preset: Preset,
+    *,
+    take: int,
+    progress: Progress,
+    seed: int = 0,
+    watch: Watch | None = None,
+    warm_up: bool = False,
 ) -> tuple[Round, numpy.ndarray[Any, Any]]:
     """Make one clip and write it away; its stages, and its frames (frames × height × width × 3, 0 to 1).
 
     Stages are told apart by marks in the device's stream, so that nothing waits for being measured. `watch` hears of
-    them as they end.
+    them as they end. `take` is a number in the prompt. Of a `warm_up` one frame is written: that sets up what writes,
+    and the others take many seconds that nobody counts.
     """
     clock = _Clock(pipe.device)
 
@@ -44,17 +50,14 @@ def measure_clip(
         if watch:
             watch.ended(_STAGE_ENDED[name])
 
-    # Embeddings of a prompt may be kept: one that was made before would measure no text encoding. A service's negative
-    # prompt is always the same, so that of all clips is too.
-    prompt = f"{PROMPT} Take {next(_TAKES)}."
     began = time.perf_counter()
     with _watched(pipe, mark):
-        frames = generate(pipe, prompt, preset, seed=seed, progress=_Steps(progress, clock.mark))
+        frames = generate(pipe, f"{PROMPT} Take {take}.", preset, seed=seed, progress=_Steps(progress, clock.mark))
     generated = time.perf_counter()
     if watch:
         watch.ended(OUTPUT)
     with tempfile.TemporaryDirectory() as folder:
-        write_clip(frames, Path(folder, "clip.mp4"))
+        write_clip(frames[:1] if warm_up else frames, Path(folder, "clip.mp4"))
     ended = time.perf_counter()
     marks = clock.seconds()
     steps = [at for name, at in marks if name == "step"]

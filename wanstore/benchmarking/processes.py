@@ -11,13 +11,14 @@ from typing import Any, Literal
 import attrs
 
 from wanstore.benchmarking.attention import tokens_of
+from wanstore.benchmarking.clips import hash_clip
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
 from wanstore.benchmarking.runner import WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.saved import SavedRows
 from wanstore.benchmarking.worker import Job
 from wanstore.benchmarking.worker_process import run_worker
-from wanstore.errors import DeviceError, NotFoundError, WanstoreError
+from wanstore.errors import DeviceError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.dtypes import check_dtypes
 from wanstore.loading.memory import check_memory
@@ -39,6 +40,9 @@ class ProcessBenchmarker(Benchmarker):
     With a `report` path, pictures go into `assets/STEM` beside it, and rows are saved as they come in
     `STEM.partial.json`. A run that was stopped finds them there and measures what is missing, if all that figures
     depend on is the same; timeouts and crashes are tried again. `fresh` measures everything again.
+
+    Each preset's last clip is saved in the folder `keep_clips`; a preset of a stopped run whose clip is not there is
+    measured again. With `reference`, a folder that another run has kept its clips in, rows tell how much they differ.
     """
 
     folder: Path
@@ -54,8 +58,17 @@ class ProcessBenchmarker(Benchmarker):
     attention: str | None = None
     timeout_seconds: float | None = None
     report: Path | None = None
+    keep_clips: Path | None = None
+    reference: Path | None = None
     fresh: bool = False
     command: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if self.keep_clips and self.reference and self.keep_clips.resolve() == self.reference.resolve():
+            raise NotSupportedError(
+                "Clips can't be kept in the reference folder: they would replace what they are compared with",
+                "Name another folder",
+            )
 
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
         """A row for each preset, in their order. After Ctrl-C the report holds those that there are by then.
@@ -75,8 +88,7 @@ class ProcessBenchmarker(Benchmarker):
         )  # fmt: skip
         keys = {preset.name: self._key(preset, manifest, environment) for preset in presets}
         saved = SavedRows(self.report and self.report.with_name(f"{self.report.stem}.partial.json"))
-        if self.fresh:
-            saved.drop(keys.values())
+        saved.drop(keys[preset.name] for preset in presets if self.fresh or self._lacks_clip(preset, keys, saved))
         rows = {name: row for name, key in keys.items() if (row := saved.get(key))}
         for name in rows:
             progress.message(f"{name} was measured before by this recipe: not measured again")
@@ -130,12 +142,21 @@ class ProcessBenchmarker(Benchmarker):
             memory=self.memory,
             attention=self.attention,
             pictures=str(self.report.absolute().parent / assets) if self.report else None,
+            keep_clips=str(self.keep_clips.absolute()) if self.keep_clips else None,
+            reference=str(self.reference.absolute()) if self.reference else None,
             began=time.time(),
         )
         end = run_worker(job, hear, self.timeout_seconds)
         if found:
             return attrs.evolve(found[0], frames=tuple(f"{assets}/{name}" for name in found[0].frames))
         return BenchmarkRow(preset, "timeout" if end.timed_out else "crash", end.reason)
+
+    def _lacks_clip(self, preset: Preset, keys: Mapping[str, str], saved: SavedRows) -> bool:
+        """Whether the preset was measured, but its clip is not where it should be, or is another run's."""
+        row = saved.get(keys[preset.name])
+        if not (self.keep_clips and row and row.worked):
+            return False
+        return row.clip_sha256 != hash_clip(self.keep_clips, preset)
 
     def _key(self, preset: Preset, manifest: Manifest, environment: Environment) -> str:
         """Equal for runs whose figures may stand for one another."""
@@ -144,6 +165,7 @@ class ProcessBenchmarker(Benchmarker):
             "warmup": self.warmup, "memory_gib": self.memory_gib, "dtype": dict(self.dtype),
             "memory": self.memory, "attention": self.attention, "weights": manifest.digest,
             "device": environment.device, "machine": environment.machine, "versions": dict(environment.versions),
+            "reference": hash_clip(self.reference, preset) or "missing" if self.reference else None,
         })  # fmt: skip
 
     def _work(self, preset: Preset) -> tuple[int, int]:

@@ -50,6 +50,9 @@ SSIM_FRAMES = 9
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue: Rec. ITU-R BT.709."""
 
+COMPARED = ("psnr", "ssim")
+"""The scores against a reference clip."""
+
 _BLANK_STRIDE = 5
 # SSIM's Gaussian window as in Wang et al.: sigma 1.5, 11 pixels a side.
 _SSIM_WINDOW = 11
@@ -58,12 +61,13 @@ _SSIM_WINDOW = 11
 def examine(frames: Frames, preset: Preset, reference: Frames | None = None) -> Quality:
     """Hard failures and scores of a clip (frames × height × width × 3, floats from 0 to 1).
 
-    `reference` is the clip of the same seed by other weights, dtype or attention; with it come `psnr` and `ssim`.
-    A score that can't be told is in `missing` with why. Memory stays at a few frames beside the clip's own.
+    `reference` is the clip of the same prompt and seed by other weights, dtype or attention, such floats too or 8-bit
+    levels; with it come `psnr` and `ssim`. A score that can't be told is in `missing` with why. Memory stays at a few
+    frames beside the clip's own.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype.kind != "f" or not frames.size:
         what = f"The clip is {_shape(frames)} of {frames.dtype}, not frames × height × width × 3 floats"
-        names = ("flicker", "sharpness", "motion", "clipped", *(("psnr", "ssim") if reference is not None else ()))
+        names = ("flicker", "sharpness", "motion", "clipped", *(COMPARED if reference is not None else ()))
         return Quality((what,), missing=dict.fromkeys(names, what))
     looks = list(_look_at(frames))
     scores, missing = _scores(looks)
@@ -75,11 +79,23 @@ def examine(frames: Frames, preset: Preset, reference: Frames | None = None) -> 
 
 
 def compare_clips(frames: Frames, reference: Frames) -> tuple[dict[str, float], dict[str, str]]:
-    """`psnr` over all frames and `ssim` over nine of them, and why one is missing."""
+    """`psnr` over all frames and `ssim` over nine of them, and why one is missing.
+
+    With 8-bit levels as the reference, the clip is rounded to such too: equal clips stay equal.
+    """
     import numpy as np
 
     def neither(why: str) -> tuple[dict[str, float], dict[str, str]]:
-        return {}, {"psnr": why, "ssim": why}
+        return {}, dict.fromkeys(COMPARED, why)
+
+    peak = 255 if reference.dtype == np.uint8 else 1
+
+    def pair(at: int) -> tuple[Frames, Frames]:
+        theirs, ours = _plain(reference[at]), _plain(frames[at])
+        if peak == 1:
+            return theirs, ours
+        levels = ours * peak
+        return theirs, np.rint(levels, out=levels)
 
     if frames.shape != reference.shape:
         return neither(f"The clip is {_shape(frames)}, the reference {_shape(reference)}")
@@ -88,8 +104,8 @@ def compare_clips(frames: Frames, reference: Frames) -> tuple[dict[str, float], 
     except ImportError:
         return neither("scikit-image is not installed: pip install 'wanstore[bench]'")
 
-    errors = [mean_squared_error(_plain(theirs), _plain(ours)) for ours, theirs in zip(frames, reference, strict=True)]
-    error = float(np.mean(errors))
+    errors = [mean_squared_error(*pair(at)) for at in range(len(frames))]
+    error = float(np.mean(errors)) / peak**2
     if not math.isfinite(error):
         return neither("The clip or the reference holds values that are not finite")
     scores = {"psnr": min(PSNR_CEILING, -10 * math.log10(error)) if error else PSNR_CEILING}
@@ -98,9 +114,8 @@ def compare_clips(frames: Frames, reference: Frames) -> tuple[dict[str, float], 
     chosen = sorted({round(at) for at in np.linspace(0, len(frames) - 1, SSIM_FRAMES)})
     similar = [
         structural_similarity(
-            _luminance(_plain(reference[at])),
-            _luminance(_plain(frames[at])),
-            data_range=1.0,
+            *map(_luminance, pair(at)),
+            data_range=peak,
             gaussian_weights=True,
             sigma=1.5,
             use_sample_covariance=False,

@@ -65,7 +65,8 @@ class BenchmarkRow:
     None where the pipeline was loaded before. `energy_joules` is what the GPU spent on a clip. With fewer steps
     measured, it and the first clip are extrapolated as clips are. `attention` is the backend that was used;
     `attention_seconds`, where backends were compared, what one self-attention of the preset's own shape took with
-    each that works. `frames` are pictures of the clip, as paths beside the report.
+    each that works. `frames` are pictures of the clip, as paths beside the report; `clip_sha256` is that of the file
+    that the clip was kept in, "" where it was not.
 
     `memory_plan` says where the pipeline's parts were for the last clip; "" where it has no plan. `predicted_gib` are
     the peaks that the plan counts on, by stage (text, denoising, decoding, output), and `stage_peaks_gib` the highest
@@ -84,6 +85,7 @@ class BenchmarkRow:
     load_seconds: float | None = None
     first_clip_seconds: float | None = None
     frames: tuple[str, ...] = ()
+    clip_sha256: str = ""
     memory_plan: str = ""
     predicted_gib: Mapping[str, float] = attrs.field(factory=dict)
     stage_peaks_gib: Mapping[str, float] = attrs.field(factory=dict)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from wanstore.benchmarking.clips import open_clip, save_clip
 from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import driver_version
 from wanstore.benchmarking.presets import Preset
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Round
+from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Quality, Round
 from wanstore.errors import DeviceError, DeviceMemoryError, first_line
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.memory import GIB, Clip
@@ -39,6 +40,9 @@ class PipelineBenchmarker(Benchmarker):
     With `steps`, by preset name, fewer denoising steps than a preset's are run, and the report extrapolates. With
     `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`,
     is when the process started that loads the pipeline and makes its first clip.
+
+    Each preset's last clip has the same prompt and seed in every run, whatever `rounds` and `warmup` are. It is saved
+    in the folder `keep_clips`, and compared with the one that another run has saved in the folder `reference`.
     """
 
     pipe: WanPipeline
@@ -46,6 +50,8 @@ class PipelineBenchmarker(Benchmarker):
     warmup: int = 0
     steps: Mapping[str, int] = attrs.field(factory=dict)
     pictures: Path | None = None
+    keep_clips: Path | None = None
+    reference: Path | None = None
     began: float | None = None
 
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
@@ -64,17 +70,22 @@ class PipelineBenchmarker(Benchmarker):
                 return self._with_plan(attrs.evolve(row_of(preset, error), memory=watch.peaks()), watch)
 
     def _measure(self, preset: Preset, watch: Watch, progress: Progress) -> BenchmarkRow:
-        from wanstore.benchmarking.quality import examine
-
+        staging = getattr(self.pipe, "wanstore_staging", None)
+        if staging:
+            staging.prompts.clear()  # what was kept of another measurement's prompts would leave nothing to encode
         counted = attrs.evolve(preset, steps=steps_run(preset, self.steps))
         short = attrs.evolve(counted, steps=min(WARM_UP_STEPS, counted.steps))
         measured, ends = [], []
         joules = watch.joules()
-        for number in range(self.warmup + self.rounds):
-            if number == self.warmup:
+        # Embeddings of a prompt may be kept, so each clip has one of its own. A service's negative prompt is always the
+        # same, so that of all clips is too. Takes count down: the last clip, which others are compared with, is take 1.
+        for take in range(self.warmup + self.rounds, 0, -1):
+            if take == self.rounds:
                 joules = watch.joules()
-            clip = short if number < self.warmup else counted
-            one, frames = measure_clip(self.pipe, clip, progress=progress, watch=watch)
+            warm_up = take > self.rounds
+            one, frames = measure_clip(
+                self.pipe, short if warm_up else counted, take=take, progress=progress, watch=watch, warm_up=warm_up
+            )
             measured.append(one)
             ends.append(time.time())
         spent = watch.joules()
@@ -84,9 +95,10 @@ class PipelineBenchmarker(Benchmarker):
             rounds=rounds,
             memory=watch.peaks(),  # before frames are looked at, which takes memory of its own
             energy_joules=_energy(joules, spent, rounds, preset),
-            quality=examine(frames, counted),
+            quality=self._examine(frames, counted),
             first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
             frames=self._picture(frames, preset),
+            clip_sha256=save_clip(frames, self.keep_clips, preset) if self.keep_clips else "",
         )
         return self._with_plan(row, watch)
 
@@ -100,6 +112,19 @@ class PipelineBenchmarker(Benchmarker):
         peaks = self.pipe.wanstore_staging.needs.peaks(plan, clip)
         predicted = {stage: size / GIB for stage, size in peaks.items()}
         return attrs.evolve(row, memory_plan=str(plan), predicted_gib=predicted)
+
+    def _examine(self, frames: Any, preset: Preset) -> Quality:
+        from wanstore.benchmarking.quality import COMPARED, examine
+
+        if self.reference is None:
+            return examine(frames, preset)
+        try:
+            reference = open_clip(self.reference, preset)
+        except ValueError as error:
+            quality = examine(frames, preset)
+            why = f"No reference clip: {error}"
+            return attrs.evolve(quality, missing={**quality.missing, **dict.fromkeys(COMPARED, why)})
+        return examine(frames, preset, reference)
 
     def _picture(self, frames: Any, preset: Preset) -> tuple[str, ...]:
         if self.pictures is None:
@@ -149,9 +174,13 @@ def describe(device: Any) -> Environment:
 
 
 def _first_clip(seconds: float, first: Round, rounds: Sequence[Round], preset: Preset) -> float:
-    """What the first clip took, `seconds` from the process's start, with all of the preset's steps."""
+    """What the first clip took, `seconds` from the process's start, with all of the preset's steps and all frames.
+
+    A warm-up's frames are not written but for one, which sets up what writes: the others count as in the rounds.
+    """
     missing = preset.steps - len(first.steps)
-    return seconds + missing * statistics.median(step for one in rounds for step in one.steps)
+    writing = 0.0 if first is rounds[0] else statistics.median(one.writing for one in rounds)
+    return seconds + missing * statistics.median(step for one in rounds for step in one.steps) + writing
 
 
 def _energy(before: float | None, after: float | None, rounds: Sequence[Round], preset: Preset) -> float | None:

@@ -27,8 +27,8 @@ from wanstore.manifest import from_json, to_json
 class Job:
     """What to measure, and how. Without a preset the machine is described, and nothing more.
 
-    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`; `began` is when the process
-    was started, by `time.time`.
+    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`. `pictures`, `keep_clips`
+    and `reference` are as for `PipelineBenchmarker`; `began` is when the process was started, by `time.time`.
     """
 
     folder: str
@@ -42,6 +42,8 @@ class Job:
     memory: Literal["auto", "resident", "streamed"] = "auto"
     attention: str | None = None
     pictures: str | None = None
+    keep_clips: str | None = None
+    reference: str | None = None
     began: float = 0.0
 
 
@@ -97,7 +99,7 @@ def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
         return row_of(preset, error)
     compared_seconds = time.time() - loaded  # a service would not do this before its first clip
     benchmarker = PipelineBenchmarker(
-        pipe, job.rounds, job.warmup, job.steps, Path(job.pictures) if job.pictures else None,
+        pipe, job.rounds, job.warmup, job.steps, _path(job.pictures), _path(job.keep_clips), _path(job.reference),
         began=job.began + compared_seconds,
     )  # fmt: skip
     attention = pipe.load_report.attention
@@ -107,6 +109,10 @@ def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
         attention=str(attention).removeprefix("attention ") if attention else "native",
         attention_seconds=compared,
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def _use_fastest(pipe: Any, preset: Preset) -> dict[str, float]:
