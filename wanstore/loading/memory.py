@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import attrs
 
 from wanstore.errors import DeviceMemoryError, NotSupportedError
 from wanstore.loading.tiles import TEMPORAL, cut
-from wanstore.safetensors_format import Tensor
 
 GIB = 2**30
 STAGES = {"text": "text_encoder", "denoising": "transformer", "decoding": "vae"}
@@ -153,9 +152,9 @@ class Needs:
         return clip.batch * self.item_bytes["vae"] * 3 * clip.frames * clip.height * clip.width
 
 
-def weight_bytes(tensors: Iterable[Tensor], is_wide: Any) -> int:
-    """Bytes of a component's tensors on the device, by their headers; `is_wide` says which become float32."""
-    return sum(tensor.elements * (4 if is_wide(tensor.name) else 2) for tensor in tensors)
+def weight_bytes(elements: Mapping[str, int], is_wide: Callable[[str], bool]) -> int:
+    """Bytes of a component's weights on the device, by each tensor's elements; `is_wide` says which are float32."""
+    return sum(count * (4 if is_wide(name) else 2) for name, count in elements.items())
 
 
 def choose_plan(needs: Needs, clip: Clip, budget_bytes: int) -> MemoryPlan:

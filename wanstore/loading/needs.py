@@ -23,7 +23,8 @@ def needs_of_folder(folder: Path, dtypes: Mapping[str, str]) -> Needs:
     with open_weights(folder) as files:
         weights = {
             component: weight_bytes(
-                (tensor for file in group for tensor in file.tensors), stays_float32(component, dtypes)
+                {tensor.name: tensor.elements for file in group for tensor in file.tensors},
+                stays_float32(component, dtypes),
             )
             for component, group in files.items()
         }

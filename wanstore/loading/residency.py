@@ -14,6 +14,7 @@ import torch
 from wanstore.components import COMPONENTS
 from wanstore.interfaces import Quiet
 from wanstore.loading.assemble import fill_model, wanted_tensors
+from wanstore.loading.memory import weight_bytes
 from wanstore.loading.moving import Move
 from wanstore.loading.report import PhaseClock
 from wanstore.loading.streaming import Stream, stays_float32, stream
@@ -47,9 +48,9 @@ class Residency:
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of each component's weights on the device, there or not."""
         return {
-            component: sum(
-                math.prod(shape) * (4 if stays_float32(component, self._origin.dtypes)(name) else 2)
-                for name, shape in wanted.items()
+            component: weight_bytes(
+                {name: math.prod(shape) for name, shape in wanted.items()},
+                stays_float32(component, self._origin.dtypes),
             )
             for component, wanted in self._wanted.items()
         }

@@ -39,8 +39,8 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
             return super().__call__(*args, **kwargs)
 
     @property
-    def memory_plan(self) -> MemoryPlan | None:
-        """The plan by which the last clip was made."""
+    def memory_plan(self) -> MemoryPlan:
+        """The plan by which the last clip was made; before there is one, that by which a prompt is encoded."""
         return self.wanstore_staging.plan
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
