@@ -52,6 +52,13 @@ class StopsAfterTheFirst(Heard):
             raise KeyboardInterrupt
 
 
+@pytest.fixture
+def described_once(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is asked what it is once for all runs of a test: it takes a process."""
+    machine = ProcessBenchmarker(sealed, "cpu")._describe()
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: machine)
+
+
 def workers() -> Sequence[psutil.Process]:
     return [child for child in psutil.Process().children() if "wanstore.benchmarking.worker" in child.cmdline()]
 
@@ -97,6 +104,7 @@ def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> No
     assert "second was measured before" in heard.messages[0]
 
 
+@pytest.mark.usefixtures("described_once")
 @pytest.mark.parametrize(
     ("field", "other", "told", "refused"),
     [
@@ -120,11 +128,11 @@ def test_another_dtype_or_plan_is_another_measurement(
         attrs.evolve(benchmarker, **{field: refused})
 
 
+@pytest.mark.usefixtures("described_once")
 def test_a_preset_whose_clip_is_gone_or_another_runs_is_measured_again(sealed: Path, tmp_path: Path) -> None:
     """A stopped run's row stands only with the clip that it was measured on, and with the same reference."""
     kept, other = tmp_path / "kept", tmp_path / "other"
-    plain = ProcessBenchmarker(sealed, "cpu", warmup=0, report=tmp_path / "page.md")
-    benchmarker = attrs.evolve(plain, keep_clips=kept)
+    benchmarker = ProcessBenchmarker(sealed, "cpu", warmup=0, report=tmp_path / "page.md", keep_clips=kept)
 
     def measured(benchmarker: ProcessBenchmarker) -> BenchmarkRow | None:
         """The first preset's row; None if it was measured before."""
