@@ -148,10 +148,7 @@ def _clip(pipe: Any, name: str, make: Callable[..., Any], job: dict[str, Any]) -
     }
     plan = getattr(pipe, "memory_plan", None)
     if plan is not None:
-        from wanstore.loading.memory import Clip
-
-        clip = Clip(PRESETS[name].width, PRESETS[name].height, PRESETS[name].frames)
-        predicted = pipe.wanstore_staging.needs.peaks(plan, clip)
+        predicted = pipe.wanstore_staging.needs.peaks(plan, PRESETS[name].clip)
         row |= {"plan": str(plan), "predicted_gib": {stage: peak / GIB for stage, peak in predicted.items()}}
     return row
 

@@ -15,7 +15,7 @@ from typing import Any
 from wanstore.benchmarking.presets import Preset
 from wanstore.loading.ceilings import Ceilings, measure_ceilings
 from wanstore.loading.dtypes import check_dtypes
-from wanstore.loading.memory import GIB, Clip, choose_plan
+from wanstore.loading.memory import GIB, choose_plan
 from wanstore.loading.report import LoadReport
 from wanstore.versions import versions
 
@@ -63,9 +63,9 @@ def plan_memory(
     free = _free_bytes() if memory_gib is None else int(memory_gib * GIB)
     if free is None:
         return None
-    needs, clip = needs_of_folder(folder, check_dtypes(dtype)), Clip(preset.width, preset.height, preset.frames)
-    plan = choose_plan(needs, clip, free)
-    peaks = {stage: f"{peak / GIB:.2f} GiB" for stage, peak in needs.peaks(plan, clip).items()}
+    needs = needs_of_folder(folder, check_dtypes(dtype))
+    plan = choose_plan(needs, preset.clip, free)
+    peaks = {stage: f"{peak / GIB:.2f} GiB" for stage, peak in needs.peaks(plan, preset.clip).items()}
     return {"preset": preset.name, "free": f"{free / GIB:.1f} GiB", "plan": str(plan), "peaks": peaks}
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from wanstore.benchmarking.attention import compare_backends, tokens_of
+from wanstore.benchmarking.attention import compare_backends
 from wanstore.benchmarking.presets import PRESETS, Preset
 
 
 def test_tokens_are_those_of_the_transformer() -> None:
     """As published for 480p: 13 latent frames of 30 × 52 patches at 3 s."""
-    assert [tokens_of(preset) for preset in PRESETS.values()] == [20_280, 32_760, 75_600, 147_600]
+    assert [preset.clip.tokens for preset in PRESETS.values()] == [20_280, 32_760, 75_600, 147_600]
 
 
 def test_on_a_cpu_there_is_nothing_to_compare(pipe: Any) -> None:

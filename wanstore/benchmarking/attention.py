@@ -11,15 +11,6 @@ CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "
 _ROUNDS = 3
 
 
-def tokens_of(preset: Preset) -> int:
-    """How many tokens the transformer sees of a preset's clip.
-
-    The VAE makes one latent frame of the first frame and of each four after it, and of 8 × 8 pixels one place;
-    a token is a patch of 1 × 2 × 2 of those.
-    """
-    return ((preset.frames - 1) // 4 + 1) * (preset.height // 16) * (preset.width // 16)
-
-
 def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
     """Seconds of one self-attention by backend, fastest first; empty on a CPU, which has but one.
 
@@ -34,7 +25,7 @@ def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
 
     settle_gpu()
     config = pipe.transformer.config
-    shape = (1, tokens_of(preset), config.num_attention_heads, config.attention_head_dim)
+    shape = (1, preset.clip.tokens, config.num_attention_heads, config.attention_head_dim)
     query = torch.randn(shape, dtype=pipe.transformer.dtype, device=pipe.device)
     found = {}
     with quiet_libraries(), torch.inference_mode():

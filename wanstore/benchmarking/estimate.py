@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import attrs
 
-from wanstore.benchmarking.attention import tokens_of
 from wanstore.benchmarking.presets import PRESETS, Preset
 
 L4_TFLOPS = (40.0, 60.0)
@@ -39,7 +38,7 @@ def denoising_petaflop(preset: Preset) -> float:
 
     With guidance each step runs twice.
     """
-    tokens = tokens_of(preset)
+    tokens = preset.clip.tokens
     # A multiplication and an addition for each weight that a token meets: q, k, v and output of self-attention, q and
     # output of cross-attention, and the two matrices of the feed-forward.
     weights = 2 * (6 * _WIDTH**2 + 2 * _WIDTH * _FEED_FORWARD)

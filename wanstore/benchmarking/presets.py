@@ -12,6 +12,7 @@ import attrs
 
 from wanstore.benchmarking.settings import checked, read_toml
 from wanstore.errors import InvalidSettingError, NotFoundError
+from wanstore.loading.memory import Clip
 
 FRAMES_PER_SECOND = 16
 """What Wan 2.1 was trained at."""
@@ -44,6 +45,11 @@ class Preset:
     guidance_scale: float = attrs.field(default=5.0, validator=_positive)
     flow_shift: float = attrs.field(default=3.0, validator=_positive)
     notes: str = ""
+
+    @property
+    def clip(self) -> Clip:
+        """The size of one clip, as plans of memory know it."""
+        return Clip(self.width, self.height, self.frames)
 
 
 _NEEDED = ("width", "height", "frames")

@@ -6,11 +6,10 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.attention import tokens_of
 from wanstore.benchmarking.clips import hash_clip
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
@@ -21,7 +20,7 @@ from wanstore.benchmarking.worker_process import run_worker
 from wanstore.errors import DeviceError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.dtypes import check_dtypes
-from wanstore.loading.memory import check_memory
+from wanstore.loading.memory import MemoryName, check_memory
 from wanstore.manifest import Manifest, digest_of, from_json, read_manifest, to_json
 
 ALL = "all presets"
@@ -52,9 +51,7 @@ class ProcessBenchmarker(Benchmarker):
     steps: Mapping[str, int] = attrs.field(factory=dict)
     memory_gib: float | None = None
     dtype: Mapping[str, str] = attrs.field(factory=dict, converter=check_dtypes)
-    memory: Literal["auto", "resident", "streamed"] = attrs.field(
-        default="auto", validator=lambda _, __, asked: check_memory(asked)
-    )
+    memory: MemoryName = attrs.field(default="auto", validator=lambda _, __, asked: check_memory(asked))
     attention: str | None = None
     timeout_seconds: float | None = None
     report: Path | None = None
@@ -180,7 +177,7 @@ def step_weight(preset: Preset) -> int:
     Attention grows with the square of the tokens, all else with their number; the two weigh the same at 30,000
     tokens, by the times of the four presets on an H100.
     """
-    tokens = tokens_of(preset)
+    tokens = preset.clip.tokens
     return tokens * (tokens + 30_000)
 
 

@@ -20,7 +20,7 @@ from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Quality, Round
 from wanstore.errors import DeviceError, DeviceMemoryError, first_line
 from wanstore.interfaces import Benchmarker, Progress, Quiet
-from wanstore.loading.memory import GIB, Clip
+from wanstore.loading.memory import GIB
 from wanstore.versions import versions
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ class PipelineBenchmarker(Benchmarker):
         plan = getattr(self.pipe, "memory_plan", None)
         if plan is None:
             return row
-        clip = Clip(row.preset.width, row.preset.height, row.preset.frames)
-        peaks = self.pipe.wanstore_staging.needs.peaks(plan, clip)
+        peaks = self.pipe.wanstore_staging.needs.peaks(plan, row.preset.clip)
         predicted = {stage: size / GIB for stage, size in peaks.items()}
         return attrs.evolve(row, memory_plan=str(plan), predicted_gib=predicted)
 

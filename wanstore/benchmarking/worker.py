@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkRow, Environment
 from wanstore.errors import DeviceError, NotSupportedError, WanstoreError
+from wanstore.loading.memory import MemoryName
 from wanstore.manifest import from_json, to_json
 
 
@@ -39,7 +40,7 @@ class Job:
     steps: dict[str, int] = attrs.field(factory=dict)
     memory_gib: float | None = None
     dtype: dict[str, str] = attrs.field(factory=dict)
-    memory: Literal["auto", "resident", "streamed"] = "auto"
+    memory: MemoryName = "auto"
     attention: str | None = None
     pictures: str | None = None
     keep_clips: str | None = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 
 from wanstore.errors import DeviceMemoryError, NotSupportedError
-from wanstore.loading.tiles import TEMPORAL, cut
+from wanstore.loading.tiles import SPATIAL, TEMPORAL, cut
 
 GIB = 2**30
 STAGES = {"text": "text_encoder", "denoising": "transformer", "decoding": "vae"}
@@ -54,14 +54,15 @@ class MemoryPlan:
         return ", ".join(parts)
 
 
-Memory = Literal["auto", "resident", "streamed"] | MemoryPlan
+MemoryName = Literal["auto", "resident", "streamed"]
+Memory = MemoryName | MemoryPlan
 """How much of a device a pipeline may take. `resident`: all parts stay, and diffusers' own VAE decodes. `streamed`:
 the text encoder makes room. `auto`: for each clip the quickest plan that fits."""
 
 
 def check_memory(asked: object) -> None:
     """Raise `NotSupportedError` unless it is one of `Memory`."""
-    if asked not in ("auto", "resident", "streamed") and not isinstance(asked, MemoryPlan):
+    if asked not in get_args(MemoryName) and not isinstance(asked, MemoryPlan):
         raise NotSupportedError(f"Memory can't be {asked!r}", "Choose auto, resident, streamed or a MemoryPlan")
 
 
@@ -141,9 +142,9 @@ class Needs:
 
     def _decoding(self, plan: MemoryPlan, clip: Clip) -> int:
         """The frames, and for each pixel of a tile some fifty feature maps: eight convolutions' caches, and work."""
-        height, width = clip.height // 8, clip.width // 8
+        height, width = clip.height // SPATIAL, clip.width // SPATIAL
         tiles = cut(height, width, plan.tiles)
-        pixels = 64 * max(tile.pixels for tile in tiles)
+        pixels = SPATIAL**2 * max(tile.pixels for tile in tiles)
         middle = 4 * self.vae_channels * height * width * clip.latent_frames if len(tiles) > 1 else 0
         work = clip.batch * self.item_bytes["vae"] * (51 * self.vae_channels * pixels + middle)
         return work + self._frames(clip)

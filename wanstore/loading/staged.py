@@ -14,7 +14,6 @@ import diffusers
 import torch
 
 from wanstore.errors import WanstoreError
-from wanstore.loading.dtypes import WIDE
 from wanstore.loading.lean_vae import make_lean
 from wanstore.loading.memory import STAGES, Clip, MemoryPlan, Needs, choose_plan
 from wanstore.loading.residency import Residency
@@ -63,7 +62,7 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
             with torch.no_grad():  # a graph behind them would keep the text encoder's weights
                 staging.prompts[key] = super()._get_t5_prompt_embeds(prompt, *args, **kwargs)
         staging.prompts.move_to_end(key)
-        while len(staging.prompts) > _PROMPTS:
+        if len(staging.prompts) > _PROMPTS:
             staging.prompts.popitem(last=False)
         return staging.prompts[key]
 
@@ -132,10 +131,9 @@ def stage(pipe: Any) -> None:
     origin = pipe.wanstore_origin
     make_lean(pipe.vae)
     residency = Residency(pipe, origin)
-    configs = {"transformer": pipe.transformer.config, "vae": pipe.vae.config}
-    wide = [component for component, dtype in origin.dtypes.items() if dtype == WIDE]
-    configs["text_encoder"] = pipe.text_encoder.config.to_dict()
-    needs, plan = Needs.of(residency.weight_bytes, configs, wide), _first_plan(origin, residency)
+    text = pipe.text_encoder.config.to_dict()
+    configs = {"transformer": pipe.transformer.config, "text_encoder": text, "vae": pipe.vae.config}
+    needs, plan = Needs.of(residency.weight_bytes, configs, origin.dtypes), _first_plan(origin, residency)
     pipe.wanstore_staging = Staging(pipe, origin, residency, needs, plan)
     pipe.vae.watcher, pipe.vae.tiles = pipe.wanstore_staging, plan.tiles
     pipe.__class__ = WanPipeline
