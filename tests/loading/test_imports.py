@@ -170,6 +170,23 @@ settle_gpu()
     assert run(code, path=tmp_path)["early"] == []
 
 
+def test_an_installed_torchvision_does_not_bring_the_compiler(tmp_path: Path) -> None:
+    """transformers imports it at its top, and it asks the compiler for one function: that comes when it is called."""
+    install(tmp_path, "torchvision", "0.28.0", __init__="from torch._dynamo.utils import is_compile_supported")
+    code = """
+import json, sys
+import torch
+from wanstore.loading.imports import put_off
+with put_off():
+    import torchvision
+facts = {"early": [name for name in ("torchvision", "torch._dynamo", "sympy") if name in sys.modules]}
+assert torchvision.is_compile_supported("cpu") in (True, False)
+import torch._dynamo.utils
+assert torchvision.is_compile_supported is torch._dynamo.utils.is_compile_supported
+"""
+    assert run(code, path=tmp_path)["early"] == ["torchvision"]
+
+
 def test_a_failing_measure_leaves_the_plain_import() -> None:
     """Whatever goes wrong with the quick imports, the libraries are there; what is missing is said as ever."""
     code = """

@@ -12,8 +12,8 @@ from typing import Any
 
 from wanstore.loading.stand_ins import ModuleStandIn, NameStandIn
 
-IMPORTERS = ("diffusers", "transformers")
-"""The packages whose import statements get stand-ins."""
+IMPORTERS = ("diffusers", "transformers", "torchvision")
+"""The packages whose import statements get stand-ins; transformers imports the last one where it is installed."""
 
 MODULES = ("scipy.stats", "xformers", "xformers.ops")
 """Modules that are imported whole."""
@@ -64,7 +64,10 @@ _MANY_GPU_NAMES = {
     "apply_tensor_parallelism gather_state_dict_for_save get_kv_heads_per_rank replace_layer_number_by_wildcard "
     "verify_tp_plan",
 }
-_COMPILER_NAMES = {"torch._dynamo._trace_wrapped_higher_order_op": "TransformGetItemToIndex"}
+_COMPILER_NAMES = {
+    "torch._dynamo._trace_wrapped_higher_order_op": "TransformGetItemToIndex",
+    "torch._dynamo.utils": "is_compile_supported",
+}
 
 
 def make_stand_ins() -> dict[str, Mapping[str, Any]]:
