@@ -482,13 +482,13 @@ def test_on_a_gpu_clips_are_bit_for_bit_the_resident_ones(sealed: Path, plan: An
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_budget_chooses_the_plan_of_each_clip(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From ample to small and back; no clip changes by it."""
+    """From ample to small and back; no clip changes by it. Its largest stage is the text encoder's own, here."""
     from wanstore.loading import staged
 
     expected = clip(resident(sealed, "cuda"))
     pipe = load_tiny(sealed, "auto", device="cuda")
     needs, size = pipe.wanstore_staging.needs, Clip(48, 32, 5)
-    for plan in (MemoryPlan(), STREAMED, ALL, MemoryPlan()):
+    for plan in (MemoryPlan(), ALL, MemoryPlan()):
         budget = int(needs.peak(plan, size) / 0.8) + 1
         monkeypatch.setattr(staged, "budget_bytes", lambda _, given=budget: given)
         assert torch.equal(clip(pipe), expected)
