@@ -1,7 +1,7 @@
 """Loading, wanstore against its peers: each load in a fresh process, on the same float16 pipeline folder.
 
     python benchmarks/full_size.py FOLDER --dtype float16
-    python benchmarks/loading.py FOLDER --out loading.json [--cold] [--runs 1] [--device cuda]
+    python benchmarks/loading.py FOLDER --out loading.json [--cold [WORD ...]] [--runs 1] [--device cuda]
 
 Prints Markdown tables of medians. Every load's tensors are compared with the files'. A way that is not installed,
 fails or takes too long is a row with its reason. Expect some 5 minutes on a GPU machine with 16 cores, with --cold
@@ -124,21 +124,24 @@ class Comparison:
 
 
 def main(options: argparse.Namespace) -> None:
-    ways = [*PIPELINE_WAYS, *FILE_WAYS]
-    if options.only:
-        ways = [way for way in ways if any(word in way for word in options.only)]
+    ways = _chosen(options.only)
+    cold_ways = [] if options.cold is None else _chosen(options.cold) if options.cold else ways
     comparison = Comparison(options)
-    comparison.prepare(ways)
+    comparison.prepare([*ways, *cold_ways])
     for _ in range(options.runs):
         for way in ways:
             comparison.load(way, cold=False)
         for tiny in (False, True):
             for way in [way for way in STARTS if way in ways]:
                 comparison.start(way, tiny=tiny)
-        if options.cold:  # last: it takes longest, if time runs out
-            for way in ways:
-                comparison.load(way, cold=True)
+        for way in cold_ways:  # last: it takes longest, if time runs out
+            comparison.load(way, cold=True)
     print(tables(comparison.found))
+
+
+def _chosen(words: list[str] | None) -> list[str]:
+    """The ways that have one of the words in their name; all without words."""
+    return [way for way in (*PIPELINE_WAYS, *FILE_WAYS) if not words or any(word in way for word in words)]
 
 
 if __name__ == "__main__":
@@ -147,7 +150,10 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, help="where the results go, as JSON")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--only", nargs="+", metavar="WORD", help="only the ways that have one of these in their name")
-    parser.add_argument("--cold", action="store_true", help="also with the files dropped from the page cache")
+    parser.add_argument(
+        "--cold", nargs="*", metavar="WORD",
+        help="also with the files dropped from the page cache: the same ways, or those with such a word",
+    )  # fmt: skip
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--budget-seconds", type=float, default=570, help="for the whole program")
     parser.add_argument("--safetensors-next", metavar="FOLDER", help="where safetensors 0.9 is installed, if aside")
