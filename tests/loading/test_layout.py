@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wanstore.loading.layout import PIECE_BYTES, Layout, lay_out_buffers, lay_out_files
@@ -49,6 +49,7 @@ def moved(layout: Layout, source: int) -> dict[int, tuple[int, int]]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(KINDS, SHAPES), max_size=12), st.integers(8, 40))
+@example([("I64", ()), ("I64", (0,)), ("I64", ())], 8)  # an empty tensor moves the next one on, and not in the file
 def test_every_byte_goes_to_its_tensors_place_once(sizes: list[tuple[str, tuple[int, ...]]], header: int) -> None:
     """Whatever the dtypes, sizes and alignment in the file; no two tensors overlap."""
     tensors = [t for t in in_a_file(sizes, header) if t.size_bytes < 20_000]

@@ -102,14 +102,14 @@ def lay_out_files(
             kind = tensor.dtype, _final(tensor, keeps_float32)
             buffer = kinds.setdefault(kind, len(buffers) + len(kinds))
             step = TENSOR_ALIGNMENT // min(ITEM_BYTES[dtype] for dtype in kind)
-            gap = -ends.get(buffer, 0) % step
-            start = ends.get(buffer, 0) + gap
+            start = -(-ends.get(buffer, 0) // step) * step
             ends[buffer] = start + tensor.elements
             places[prefix + tensor.name] = Place(buffer, start, tensor.shape, tensor.elements)
-            if parts and parts[-1].buffer == buffer and gap == 0 and parts[-1].stop == tensor.start:
-                parts[-1] = attrs.evolve(parts[-1], stop=tensor.stop)
+            part = Part(tensor.start, tensor.stop, buffer, start)
+            if parts and _follows(part, parts[-1], ITEM_BYTES[tensor.dtype]):
+                parts[-1] = attrs.evolve(parts[-1], stop=part.stop)
             elif tensor.elements:
-                parts.append(Part(tensor.start, tensor.stop, buffer, start))
+                parts.append(part)
         buffers += [Buffer(*kind, ends[buffer]) for kind, buffer in kinds.items()]
         pieces += _cut(number, parts, buffers, piece_bytes)
     return Layout(tuple(buffers), places, tuple(pieces), piece_bytes)
@@ -125,6 +125,12 @@ def lay_out_buffers(sizes: Sequence[int]) -> Layout:
         for piece in _cut(number, [Part(0, size, number, 0)], buffers, PIECE_BYTES)
     ]
     return Layout(tuple(buffers), {}, tuple(pieces), PIECE_BYTES)
+
+
+def _follows(part: Part, before: Part, item_bytes: int) -> bool:
+    """Whether it lies right behind, in the source and in the buffer."""
+    elements = (before.stop - before.start) // item_bytes
+    return (part.buffer, part.start, part.element) == (before.buffer, before.stop, before.element + elements)
 
 
 def _final(tensor: Tensor, keeps_float32: Callable[[str], bool]) -> str:
