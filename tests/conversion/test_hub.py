@@ -303,16 +303,15 @@ def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path,
 
     thread = threading.Thread(target=fetch)
     thread.start()
-    time.sleep(0.5)
-    started = time.monotonic()
+    while thread.is_alive() and sum(heard.done.values()) < 6 * MIB:
+        time.sleep(0.01)
     hub_source.stop()
-    thread.join(5)
-    assert time.monotonic() - started < 1
-    assert "stopped" in str(errors[0])
+    thread.join(30)
+    assert not thread.is_alive() and "stopped" in str(errors[0])
     hub.rate_bytes = None
     hub.requests.clear()
     assert hub_source.fetch(BIG, tmp_path, heard).read_bytes() == (folder / BIG).read_bytes()
-    assert sum(stop - start for start, stop in ranges(hub)) < 15 * MIB
+    assert sum(stop - start for start, stop in ranges(hub)) <= (folder / BIG).stat().st_size - 5 * MIB
 
 
 def test_a_repo_that_is_not_there(hub: LoopbackHub, folder: Path) -> None:
