@@ -34,8 +34,11 @@ def test_around_each_is_the_halo_up_to_the_frames_edge(height: int, width: int, 
         assert tile.pixels == (rows[1] - rows[0]) * (columns[1] - columns[0])
 
 
-@pytest.mark.parametrize(("height", "width", "spans"), [(60, 104, (1, 2)), (104, 60, (2, 1)), (60, 60, (1, 2))])
-def test_the_longer_edge_is_halved_first(height: int, width: int, spans: tuple[int, int]) -> None:
-    """So that as little as can be is decoded twice."""
-    tiles = cut(height, width, 2)
-    assert (len({tile.rows for tile in tiles}), len({tile.columns for tile in tiles})) == spans
+@pytest.mark.parametrize(
+    ("height", "width", "count", "grid"),
+    [(60, 104, 2, (1, 2)), (104, 60, 2, (2, 1)), (60, 60, 2, (1, 2)), (60, 104, 4, (2, 2)), (34, 68, 4, (2, 2))],
+)
+def test_as_little_as_can_be_is_decoded_twice(height: int, width: int, count: int, grid: tuple[int, int]) -> None:
+    """The longer edge is cut first, and each edge once before one is cut twice."""
+    tiles = cut(height, width, count)
+    assert (len({tile.rows for tile in tiles}), len({tile.columns for tile in tiles})) == grid

@@ -33,13 +33,12 @@ class Tile:
 
 
 def cut(height: int, width: int, count: int) -> list[Tile]:
-    """`count` tiles, a power of two, of height × width latent pixels: halved along the longer edge again and again."""
-    rows, columns = 1, 1
-    while rows * columns < count:
-        if width / columns >= height / rows:
-            columns *= 2
-        else:
-            rows *= 2
+    """`count` tiles of height × width latent pixels, in those rows and columns by which the fewest are decoded."""
+    grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    return min((_grid(height, width, *grid) for grid in grids), key=lambda tiles: max(tile.pixels for tile in tiles))
+
+
+def _grid(height: int, width: int, rows: int, columns: int) -> list[Tile]:
     return [
         Tile(row, column, _around(row, height), _around(column, width))
         for row in _spans(height, rows)
