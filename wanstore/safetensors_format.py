@@ -101,7 +101,7 @@ def _tensor(name: str, entry: Any, data_start: int) -> Tensor:
         whole = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
     except (KeyError, TypeError, ValueError) as error:
         raise HeaderError(f"{name} has no proper dtype, shape and data_offsets") from error
-    if not whole or dtype not in ITEM_BYTES:
+    if not whole or not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise HeaderError(f"{name} has an unknown dtype, or a shape or offset that is no count")
     if stop - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise HeaderError(f"{name} is {dtype} {list(shape)} but claims {stop - start} bytes")

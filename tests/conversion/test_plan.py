@@ -103,6 +103,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "lying shape": (set_entry("shape", [9]), "b is F32 \\[9\\] but claims 32 bytes"),
     "negative shape": (set_entry("shape", [-8]), "b has an unknown dtype"),
     "unknown dtype": (set_entry("dtype", "F7"), "b has an unknown dtype"),
+    "dtype that is no text": (set_entry("dtype", ["F32"]), "b has an unknown dtype"),
     "overlap": (set_entry("data_offsets", [0, 32]), "overlaps"),
     "quantized": (
         lambda f: save_file({"w": torch.zeros(4).to(torch.float8_e4m3fn)}, f / VAE),

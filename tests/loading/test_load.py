@@ -406,12 +406,23 @@ def test_a_bad_tokenizer_is_named(tiny_copy: Path) -> None:
         {"vae": ["diffusers", "AutoencoderKL"]},
         {"scheduler": ["diffusers", "WanPipeline"]},
         {"scheduler": ["os", "system"]},
+        {"scheduler": None},
+        {"scheduler": "UniPCMultistepScheduler"},
+        {"scheduler": ["diffusers"]},
     ],
 )
 def test_another_kind_of_pipeline_is_not_supported(tiny_copy: Path, changes: dict[str, Any]) -> None:
     """Image-to-video, Wan 2.2, or other parts."""
     change_json(tiny_copy / "model_index.json", **changes)
     with pytest.raises(NotSupportedError):
+        load(tiny_copy, device="cpu", sealed=False)
+
+
+@pytest.mark.parametrize("changes", [{"beta_schedule": "steep"}, {"trained_betas": "?"}, {"num_train_timesteps": []}])
+def test_a_scheduler_config_that_describes_none_is_damage(tiny_copy: Path, changes: dict[str, Any]) -> None:
+    """Whatever diffusers makes of it."""
+    change_json(tiny_copy / "scheduler/scheduler_config.json", **changes)
+    with pytest.raises(DamagedError, match=r"scheduler_config\.json describes no UniPCMultistepScheduler"):
         load(tiny_copy, device="cpu", sealed=False)
 
 

@@ -97,13 +97,22 @@ def move_buffers(model: Any, device: torch.device) -> None:
 
 
 def load_scheduler(folder: Path) -> Any:
-    """The scheduler that model_index.json names, with its config. Raises `NotSupportedError` for an unknown one."""
-    library, name = read_json(folder / "model_index.json").get("scheduler", [None, None])
+    """The scheduler that model_index.json names, with its config.
+
+    Raises `NotSupportedError` for an unknown one, `DamagedError` when its config is none.
+    """
+    named: Any = read_json(folder / "model_index.json").get("scheduler")
+    library, name = named if isinstance(named, list) and len(named) == 2 else (None, None)
     scheduler_class = getattr(diffusers, str(name), None) if library == "diffusers" else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        raise NotSupportedError(f"{folder / 'model_index.json'} names no scheduler of diffusers: {library}, {name}")
+        raise NotSupportedError(f"{folder / 'model_index.json'} names no scheduler of diffusers: {named}")
     build: Any = scheduler_class
-    return build.from_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(path)
+    try:
+        return build.from_config(config)
+    except Exception as error:  # as with the models: a broken config fails in many ways
+        raise DamagedError(f"{path} describes no {name} ({error})", "Run setup again with --replace") from error
 
 
 def assemble(folder: Path, models: Mapping[str, Any], tokenizer: Any) -> Any:
