@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import attrs
 
 from wanstore.benchmarking.presets import Preset
+from wanstore.errors import AlreadyExistsError, NotFoundError
 from wanstore.terminal import human_bytes
 from wanstore.testing.hub import LoopbackHub
 
@@ -28,7 +28,7 @@ def run_demo(folder: Path, say: Callable[[str], Any]) -> dict[str, Any]:
     """Make, serve, set up, verify, load, generate and measure; `say` gets a line for each step."""
     began = time.perf_counter()
     store_folder = folder / "store"
-    shutil.rmtree(store_folder, ignore_errors=True)
+    _make_room(store_folder)
     with LoopbackHub() as hub, tempfile.TemporaryDirectory() as workplace:
         # The Hub client reads these when it is imported: a demo asks nobody but its own Hub.
         os.environ.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1", HF_HOME=workplace, HF_HUB_DISABLE_TELEMETRY="1")
@@ -61,6 +61,20 @@ def run_demo(folder: Path, say: Callable[[str], Any]) -> dict[str, Any]:
         "presets": [attrs.asdict(row) for row in measured.rows],
         "seconds": seconds,
     }
+
+
+def _make_room(store_folder: Path) -> None:
+    """Delete an earlier demo's pipeline, and nobody else's."""
+    import wanstore
+
+    store = wanstore.open_store(store_folder)
+    try:
+        manifest = store.manifest(NAME)
+    except NotFoundError:
+        return
+    if manifest.source.location != REPO:
+        raise AlreadyExistsError(f"{store_folder} holds {NAME}, which no demo made", "Name another folder")
+    store.delete(NAME)
 
 
 def _make_clip(pipe: Any, path: Path) -> Path:
