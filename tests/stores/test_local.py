@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from wanstore.errors import AlreadyExistsError, BusyError, DiskFullError, NotFoundError, WanstoreError
+from wanstore.errors import (
+    AlreadyExistsError,
+    BusyError,
+    DiskFullError,
+    NotFoundError,
+    NotSupportedError,
+    WanstoreError,
+)
+from wanstore.stores import open_store
 from wanstore.stores.local import LocalStore
 from wanstore.testing import WeightStoreTests
 from wanstore.testing.sealing import manifest_of
@@ -43,6 +51,23 @@ def test_reading_creates_nothing(store: LocalStore) -> None:
 def test_a_file_url_and_a_path_name_the_same_store(tmp_path: Path) -> None:
     """URLs may hold escaped characters."""
     assert LocalStore((tmp_path / "a b").as_uri()).root == LocalStore(tmp_path / "a b").root
+
+
+@pytest.mark.parametrize("location", ["file://relative/x", "file://host/x", "file:/x", "file:x"])
+def test_a_url_of_no_folder_of_this_machine_is_refused(location: str) -> None:
+    """A host would be dropped silently, and the rest taken for a path."""
+    with pytest.raises(NotSupportedError, match="file:///FOLDER"):
+        open_store(location)
+
+
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    """It is not taken for an empty one."""
+    (tmp_path / "file").write_text("")
+    store = LocalStore(tmp_path / "file")
+    with pytest.raises(NotSupportedError, match="file is a file"):
+        store.list()
+    with pytest.raises(NotSupportedError, match="file is a file"), store.stage("w"):
+        pass
 
 
 def test_a_linked_folder_is_not_a_stored_pipeline(store: LocalStore, tmp_path: Path) -> None:
@@ -84,6 +109,21 @@ def test_a_damaged_pipeline_can_be_deleted_and_hides_no_other(store: LocalStore)
     assert [manifest.name for manifest in store.list()] == ["good"]
     store.delete("torn")
     assert not (store.root / "torn").exists()
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as lost+found at the root of a disk."""
+    put(store, "good")
+    (store.root / "lost+found").mkdir()
+    plain = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if "lost+found" in path.parts:
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert [manifest.name for manifest in store.list()] == ["good"]
 
 
 def _stage_and_wait(root: Path, name: str, ready: multiprocessing.synchronize.Event) -> None:

@@ -25,7 +25,14 @@ from urllib.parse import unquote, urlsplit
 import attrs
 from filelock import FileLock, Timeout
 
-from wanstore.errors import AlreadyExistsError, BusyError, NotFoundError, WanstoreError, plain_os_errors
+from wanstore.errors import (
+    AlreadyExistsError,
+    BusyError,
+    NotFoundError,
+    NotSupportedError,
+    WanstoreError,
+    plain_os_errors,
+)
 from wanstore.files import sync, sync_tree
 from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest
@@ -41,9 +48,7 @@ class LocalStore(WeightStore):
     """Pipeline folders below one root. `location` is a path or a `file://` URL; it need not exist yet."""
 
     def __init__(self, location: str | Path) -> None:
-        text = str(location)
-        path = unquote(urlsplit(text).path) if text.startswith("file://") else text
-        self.root = Path(path).expanduser().absolute()
+        self.root = Path(_path(str(location))).expanduser().absolute()
         self._own = self.root / ".wanstore"
 
     @property
@@ -52,10 +57,11 @@ class LocalStore(WeightStore):
 
     def list(self) -> builtins.list[Manifest]:
         found = []
+        self._check_root()
         for entry in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             try:
                 found.append(self.manifest(entry.name))
-            except WanstoreError:  # a foreign or damaged folder hides none of the others
+            except (WanstoreError, OSError):  # a foreign, damaged or closed folder hides none of the others
                 continue
         return found
 
@@ -68,6 +74,7 @@ class LocalStore(WeightStore):
     @contextmanager
     def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> Iterator[Stage]:
         check_name(name)
+        self._check_root()
         with plain_os_errors(self.root), self._lock(name):
             self._check_free(name, replace)
             stage = LocalStage(self.root / name, self._own / "stages" / name)
@@ -158,8 +165,27 @@ class LocalStore(WeightStore):
             raise self._missing(name)
         return folder
 
+    def _check_root(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise NotSupportedError(f"{self.root} is a file", "Name a folder for the store")
+
     def _missing(self, name: str) -> NotFoundError:
+        if (self.root / name / "model_index.json").is_file():
+            return NotFoundError(
+                f"{self.root / name} is not sealed: it has no {MANIFEST_NAME}",
+                "Run setup, or load it as it is with sealed=False",
+            )
         return NotFoundError(f"There is no pipeline {name!r} in {self.root}", "See what is there with: wanstore list")
+
+
+def _path(location: str) -> str:
+    """The path that a location stands for; a URL must be one of this machine's files."""
+    if not location.startswith("file:"):
+        return location
+    url = urlsplit(location)
+    if url.netloc not in ("", "localhost") or not location.startswith("file://"):
+        raise NotSupportedError(f"{location} is no folder of this machine", "Write file:///FOLDER, or a plain path")
+    return unquote(url.path)
 
 
 @attrs.define
