@@ -128,7 +128,7 @@ def _check_class(index: dict[str, Any]) -> None:
         for component, parts in COMPONENTS.items()
         if not isinstance(index.get(component), list) or index[component][-1:] != [parts.model_class]
     }
-    if kind != "WanPipeline" or index.get("transformer_2", [None])[0] is not None:
+    if kind != "WanPipeline" or index.get("transformer_2") not in (None, [None], [None, None]):
         raise NotSupportedError(
             f"model_index.json describes a {kind}, not a Wan 2.1 WanPipeline", "Use a Wan 2.1 text-to-video repo"
         )
@@ -207,14 +207,13 @@ def _component_tensors(source: Source, component: str) -> list[tuple[str, tuple[
     weight_map = _json(source, index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{index_path} has no weight_map", "Fetch the source again")
-    files = list(dict.fromkeys(weight_map.values()))
-    for file in files:
+    for file in weight_map.values():
         # A plain name beside the index: anything else could lead out of the source.
         if not isinstance(file, str) or PurePosixPath(file).name != file or not file.endswith(".safetensors"):
             raise SourceError(f"{index_path} names {file!r}, which is no safetensors file beside it")
         if f"{component}/{file}" not in source.files:
             raise SourceError(f"{component}/{file} is missing, {index_path} names it", "Fetch the source again")
-    shards = [(file, _tensors(source, f"{component}/{file}")) for file in sorted(files)]
+    shards = [(file, _tensors(source, f"{component}/{file}")) for file in sorted(set(weight_map.values()))]
     held: dict[str, str] = {}
     for file, tensors in shards:
         for tensor in tensors:
