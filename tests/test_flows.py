@@ -28,10 +28,14 @@ from wanstore.stores.local import LocalStore
 
 
 class Messages(Quiet):
-    """A progress that keeps the messages."""
+    """A progress that keeps the messages, and the names of tasks."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.tasks: list[str] = []
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        self.tasks.append(task)
 
     def message(self, text: str) -> None:
         self.said.append(text)
@@ -94,6 +98,18 @@ def test_a_damaged_manifest_is_healed_by_replace(tiny_fp32: Path, store: LocalSt
     assert store.verify("w").ok
 
 
+def test_replace_makes_a_damaged_pipeline_again_and_leaves_a_whole_one(tiny_fp32: Path, store: LocalStore) -> None:
+    """By the same recipe: every file is verified first, and what was found is said."""
+    first = wanstore.setup(str(tiny_fp32), store, name="w")
+    messages = Messages()
+    assert wanstore.setup(str(tiny_fp32), store, name="w", replace=True, progress=messages) == first
+    assert "and whole: nothing to do" in messages.said[-1]
+    with (store.root / "w/vae/config.json").open("a") as file:
+        file.write(" ")
+    wanstore.setup(str(tiny_fp32), store, name="w", replace=True, progress=messages)
+    assert "w is damaged" in messages.said[-1] and store.verify("w").ok
+
+
 def change_tensor(folder: Path, component: str, change: str) -> str:
     """Damage one component's first file; returns the tensor's name."""
     path = min((folder / component).glob("*.safetensors"))
@@ -138,6 +154,29 @@ def test_a_config_that_describes_no_model_is_named(tiny_fp32: Path, store: Local
     assert store.list() == []
 
 
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("scheduler/scheduler_config.json", '{"_class_name": "UniPC'),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "steep"}'),
+        ("tokenizer/tokenizer.json", "{}"),
+        ("tokenizer/tokenizer_config.json", '{"pad_token": "<nowhere>"}'),
+        ("tokenizer/tokenizer_config.json", "[]"),
+    ],
+)
+def test_a_scheduler_or_tokenizer_that_cannot_be_built_is_named(
+    tiny_fp32: Path, store: LocalStore, tmp_path: Path, path: str, text: str
+) -> None:
+    """Before any weights are read; a load would find out too late."""
+    bad = copy_of(tiny_fp32, tmp_path / "bad")
+    (bad / path).write_text(text)
+    messages = Messages()
+    with pytest.raises(SourceError, match=f"^{path.rpartition('/')[0]}/tokenizer|^{path}") as caught:
+        wanstore.setup(str(bad), store, progress=messages)
+    assert str(tmp_path) not in str(caught.value) and "convert" not in messages.tasks
+    assert store.list() == [] and not list((store.root / ".wanstore/stages").iterdir())
+
+
 def test_too_little_room_is_said_before_any_work(
     tiny_fp32: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +219,17 @@ def test_load_takes_a_name_in_a_store_or_one_address(tiny_fp32: Path, store: Loc
     assert torch.equal(by_name.text_encoder.shared.weight, by_address.text_encoder.shared.weight)
     with pytest.raises(NotFoundError, match="wanstore list"):
         wanstore.load("nothing", store=store)
+
+
+def test_load_takes_an_unsealed_folder_by_the_same_addresses(tiny_fp16: Path, tmp_path: Path) -> None:
+    """And says how, where a manifest is missing."""
+    root = copy_of(tiny_fp16, tmp_path / "w").parent
+    for address, store in ((root / "w", None), ((root / "w").as_uri(), None), ("w", root), ("w", LocalStore(root))):
+        assert wanstore.load(address, store=store, device="cpu", sealed=False).device.type == "cpu"
+    with pytest.raises(NotFoundError, match=r"w is not sealed: it has no wanstore\.json.*sealed=False"):
+        wanstore.load(root / "w", device="cpu")
+    with pytest.raises(NotSupportedError, match="Only a folder of this machine"):
+        wanstore.load("modal://volume/w", device="cpu", sealed=False)
 
 
 def test_load_may_widen_a_component(tiny_fp32: Path, store: LocalStore) -> None:

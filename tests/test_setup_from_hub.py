@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 import wanstore
-from wanstore.errors import UnreachableError
+from wanstore.errors import DiskFullError, UnreachableError
 from wanstore.interfaces import Quiet
 from wanstore.stores.local import LocalStore
 from wanstore.testing.hub import Fault, LoopbackHub
@@ -70,6 +71,19 @@ def test_only_what_a_pipeline_needs_is_fetched(
     wanstore.setup("Wan-AI/Full", store)
     asked = " ".join(request.path for request in hub.requests)
     assert not any(stray in asked for stray in ("README", "teaser", ".bin"))
+
+
+def test_a_kept_source_counts_in_the_room_that_setup_needs(
+    hub: LoopbackHub, tiny_fp32: Path, store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the store's own disk both have to fit; what is kept already needs no more."""
+    stored = wanstore.setup(str(tiny_fp32), store, name="folder").size_bytes
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=stored + 1_000_000))
+    with pytest.raises(DiskFullError, match="Setup needs"):
+        wanstore.setup(REPO, store, keep_source=tmp_path / "kept")
+    shutil.copytree(tiny_fp32, tmp_path / "kept", dirs_exist_ok=True)
+    assert wanstore.setup(REPO, store, keep_source=tmp_path / "kept").size_bytes == stored
 
 
 class Watching(Quiet):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -55,9 +57,10 @@ def setup(
 ) -> Manifest:
     """Fetch `source` (a Hub repo or a folder), convert it, and seal it in `store` as `name`.
 
-    The same recipe a second time is a no-op; an interrupted run goes on where it stopped. With `keep_source`
-    a downloaded source stays in that folder. `notes` go into the manifest for whoever loads it, such as
-    `attention`, the backend to use on a GPU; they are no part of the recipe. Raises `AlreadyExistsError` when
+    The same recipe a second time is a no-op; an interrupted run goes on where it stopped. With `replace` another
+    recipe's pipeline makes room, and one of the same recipe is verified, and made again if it is damaged. With
+    `keep_source` a downloaded source stays in that folder. `notes` go into the manifest for whoever loads it, such
+    as `attention`, the backend to use on a GPU; they are no part of the recipe. Raises `AlreadyExistsError` when
     `name` holds another recipe and not `replace`, and the errors of the store, the source and the converter.
     """
     progress = progress or Quiet()
@@ -66,9 +69,10 @@ def setup(
     converter = make_converter(converter) if isinstance(converter, str) else converter
     published = open_source(source, revision, keep=keep_source, progress=progress)
     recipe = recipe_of(published.record, converter)
-    existing = _existing(store, name, recipe, replace)
+    existing = _existing(store, name, recipe, replace, progress)
     if existing:
-        progress.message(f"{name} is already there, made by the same recipe: nothing to do")
+        whole = ", and whole" if replace else ""
+        progress.message(f"{name} is already there, made by the same recipe{whole}: nothing to do")
         store.sweep()
         return existing
     with store.stage(name, replace=replace, resume=recipe) as stage:
@@ -76,6 +80,7 @@ def setup(
             plan = converter.plan(published)
             _check_fits_models(plan)
             _check_room(plan, stage, keep_source)
+            _check_small_files(plan, stage.scratch, progress)
             converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
             if keep_source:
                 for path in plan.source_indexes:
@@ -163,12 +168,12 @@ def load(
     """
     from wanstore.loading import load as load_folder
 
-    if not sealed:
-        folder = Path(address) if store is None else Path(str(store)) / str(address)
-    else:
+    if sealed:
         if store is None:
             store, address = split_address(str(address))
         folder = _as_store(store).local_path(str(address))
+    else:
+        folder = _unsealed_folder(address, store)
     return load_folder(
         folder, device=device, weights=weights, dtype=dtype, attention=attention, memory=memory,
         verify=verify, sealed=sealed, progress=progress,
@@ -216,7 +221,17 @@ def _as_store(store: WeightStore | str | Path) -> WeightStore:
     return store if isinstance(store, WeightStore) else open_store(store)
 
 
-def _existing(store: WeightStore, name: str, recipe: str, replace: bool) -> Manifest | None:
+def _unsealed_folder(address: str | Path, store: WeightStore | str | Path | None) -> Path:
+    """The folder that a name in a store on this machine, or an address alone, stands for."""
+    from wanstore.stores.local import LocalStore
+
+    root = _as_store(address if store is None else store)
+    if not isinstance(root, LocalStore):
+        raise NotSupportedError("Only a folder of this machine can be loaded without a manifest", "Name a folder")
+    return root.root if store is None else root.root / str(address)
+
+
+def _existing(store: WeightStore, name: str, recipe: str, replace: bool, progress: Progress) -> Manifest | None:
     """The stored manifest if it is of the same recipe; None if setup has something to do."""
     try:
         manifest = store.manifest(name)
@@ -227,6 +242,9 @@ def _existing(store: WeightStore, name: str, recipe: str, replace: bool) -> Mani
             return None
         raise
     if manifest.recipe == recipe:
+        if replace and not store.verify(name, progress=progress).ok:
+            progress.message(f"{name} is damaged: it is made again")
+            return None
         return manifest
     if replace:
         return None
@@ -256,14 +274,44 @@ def _check_fits_models(plan: ConversionPlan) -> None:
                 raise SourceError(f"{path}: {name} is {list(shape)}, the config asks for {list(wanted[name])}")
 
 
+def _check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> None:
+    """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work."""
+    from wanstore.loading.assemble import load_scheduler
+    from wanstore.loading.tokenizer import load_tokenizer
+
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        for path in plan.copies:
+            copy = Path(folder, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # Where the converter will look for it: it is fetched once.
+            shutil.copyfile(plan.source.fetch(path, scratch / "source", progress), copy)
+        try:
+            load_scheduler(Path(folder))
+            load_tokenizer(Path(folder, "tokenizer"))
+        except (DamagedError, NotSupportedError) as error:
+            raise SourceError(error.what.replace(f"{folder}{os.sep}", ""), "Fetch the source again") from error
+
+
 def _check_room(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:
-    """Raise `DiskFullError` before long work if the disk has too little room; 0 free means: can't be asked."""
-    local = plan.record.kind == "folder"
-    needed = plan.stored_bytes if local or keep_source else plan.peak_bytes
-    done = sum(s.st_size for folder in (stage.path, stage.scratch) for s in files_below(folder).values())
-    free = shutil.disk_usage(stage.path).free
-    if 0 < free < needed - done:
-        raise DiskFullError(
-            f"Setup needs {needed / 1e9:.1f} GB in {stage.path}, {free / 1e9:.1f} GB are free",
-            "Free some space, or name a store on a larger disk",
-        )
+    """Raise `DiskFullError` before long work if a disk has too little room; 0 free means: can't be asked."""
+    kept = keep_source if plan.record.kind == "hub" else None
+    fetched = plan.record.kind == "hub" and not kept
+    needs = {stage.path: (plan.peak_bytes if fetched else plan.stored_bytes) - _held(stage.path, stage.scratch)}
+    if kept:
+        source_bytes = plan.source_bytes + sum(plan.source.files[path] for path in plan.copies)
+        place = next(folder for folder in (kept, *kept.absolute().parents) if folder.exists())
+        needs[place] = max(source_bytes - _held(kept), 0)
+    disks = {folder: folder.stat().st_dev for folder in needs}
+    for folder, disk in disks.items():
+        needed = sum(needs[other] for other in needs if disks[other] == disk)
+        free = shutil.disk_usage(folder).free
+        if 0 < free < needed:
+            raise DiskFullError(
+                f"Setup needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free",
+                "Free some space, or name a store on a larger disk",
+            )
+
+
+def _held(*folders: Path) -> int:
+    """Bytes that an earlier run left there."""
+    return sum(status.st_size for folder in folders for status in files_below(folder).values())
