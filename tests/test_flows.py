@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +177,19 @@ def test_a_scheduler_or_tokenizer_that_cannot_be_built_is_named(
         wanstore.setup(str(bad), store, progress=messages)
     assert str(tmp_path) not in str(caught.value) and "convert" not in messages.tasks
     assert store.list() == [] and not list((store.root / ".wanstore/stages").iterdir())
+
+
+@pytest.mark.parametrize("change", [{"vae": ["elsewhere", "AutoencoderKLWan"]}, {"boundary_ratio": 0.9}])
+def test_what_load_would_refuse_is_not_set_up(
+    tiny_fp32: Path, store: LocalStore, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Another library's parts, or Wan 2.2."""
+    bad = copy_of(tiny_fp32, tmp_path / "bad")
+    index = json.loads((bad / "model_index.json").read_text())
+    (bad / "model_index.json").write_text(json.dumps(index | change))
+    with pytest.raises(NotSupportedError, match="wanstore loads Wan 2") as caught:
+        wanstore.setup(str(bad), store)
+    assert str(tmp_path) not in str(caught.value) and store.list() == []
 
 
 def test_too_little_room_is_said_before_any_work(
