@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 
 from wanstore.benchmarking.settings import checked, read_toml
+from wanstore.clip import Clip
 from wanstore.errors import InvalidSettingError, NotFoundError
-from wanstore.loading.memory import Clip
 
 FRAMES_PER_SECOND = 16
 """What Wan 2.1 was trained at."""
