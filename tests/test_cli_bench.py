@@ -139,12 +139,15 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--reference", "no/such/folder"], 2, "does not exist"),
         (["--reference", ".", "--keep-clips", "."], 1, "Clips can't be kept in the reference folder"),
         (["--compare", __file__], 1, "no benchmark report"),
+        (["--out", "report.json"], 2, "name the page"),
+        (["--out", "/proc/page.md"], 1, "/proc cannot be written"),
+        (["--keep-clips", f"{__file__}/clips"], 1, "cannot be written (Not a directory)"),
     ],
 )
 def test_faults_are_told_without_a_traceback(
     store: Path, tmp_path: Path, arguments: list[str], status: int, message: str
 ) -> None:
     """Before anything is measured."""
-    run = bench(store, *arguments, "--out", tmp_path / "page.md")
+    run = bench(store, "--out", tmp_path / "page.md", *arguments)
     assert (run.returncode, "Traceback" in run.stderr) == (status, False), run.stderr
     assert message in run.stderr and not list(tmp_path.iterdir())

@@ -59,6 +59,8 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
     from wanstore.flows import bench as run_bench
     from wanstore.terminal import TerminalProgress
 
+    if out.suffix == ".json":
+        raise click.BadParameter(f"{str(out)!r} is where the page's JSON goes; name the page", param_hint="--out")
     old = BenchmarkReport.from_json(compare.read_bytes(), str(compare)) if compare else None
     presets = [resize(preset, size=size, frames=frames) for preset in _chosen(wanted, presets_file)]
     with TerminalProgress(quiet=as_json) as progress:

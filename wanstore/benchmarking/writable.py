@@ -5,7 +5,18 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from wanstore.errors import AccessError
+from wanstore.errors import AccessError, NotSupportedError
+
+
+def check_page(path: Path) -> None:
+    """Raise unless a page can be written at `path`, and its JSON beside it. Makes the folder; leaves files as they are.
+
+    `NotSupportedError`: the two would be one file. `AccessError`: the place takes neither.
+    """
+    beside = path.with_suffix(".json")
+    if beside == path:
+        raise NotSupportedError(f"A page can't be {path}, where its JSON goes", "Name the page, as report.md")
+    check_writable(path.parent, path, beside)
 
 
 def check_writable(folder: Path, *files: Path) -> None:
