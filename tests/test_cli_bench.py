@@ -86,11 +86,16 @@ def test_a_second_run_tells_how_its_clips_differ_from_the_firsts(store: Path, tm
     clip, out = ("--presets", "480p/3s", "--steps", "2", *SMALL), tmp_path / "page.md"
     kept = bench(store, *clip, "--keep-clips", tmp_path / "kept", "--out", out)
     assert kept.returncode == 0 and (tmp_path / "kept/480p-3s.npy").is_file(), kept.stderr
+    first = out.with_suffix(".json").rename(tmp_path / "first.json")
     run = bench(
-        store, *clip, "--rounds", "2", "--warmup", "0", "--reference", tmp_path / "kept", "--out", out, "--json"
-    )
+        store, *clip, "--rounds", "2", "--warmup", "0", "--reference", tmp_path / "kept", "--out", out, "--json",
+        "--compare", first,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["rows"][0]["quality"]["scores"]["psnr"] == 100
+    told = json.loads(run.stdout)
+    assert told["rows"][0]["quality"]["scores"]["psnr"] == 100
+    assert {figure["name"] for figure in told["comparison"]["figures"]} >= {"clip, p50", "step"}
+    assert BenchmarkReport.from_json(run.stdout).rows, "what is printed is a report for the next comparison"
     assert "psnr" in out.read_text() and "ssim" in out.read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanstore.cli_options import dtype_option, json_option, memory_option, resize, store_option
+from wanstore.cli_options import dtype_option, json_option, memory_option, print_json, resize, store_option
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.presets import Preset
@@ -102,10 +103,11 @@ def _write(report: BenchmarkReport, old: BenchmarkReport | None, out: Path, as_j
     from wanstore.terminal import show
 
     write(report, out)
+    compared = compare(old, report) if old else None
     if as_json:
-        click.echo(report.to_json())
+        print_json(json.loads(report.to_json()) | ({"comparison": compared.to_json()} if compared else {}))
         return
     show(terminal_table(report))
-    for line in compare(old, report).lines() if old else ():
+    for line in compared.lines() if compared else ():
         click.echo(line)
     click.echo(f"{out} and {out.with_suffix('.json')} are written")
