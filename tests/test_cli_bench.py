@@ -133,7 +133,11 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--presets", "8k/1h"], 1, "There is no preset '8k/1h'"),
+        (["--presets", "480p/3s,8k/1h"], 2, "There is no preset '8k/1h'. Use one of: 480p/3s, 480p/5s"),
+        (["--presets", ","], 2, "names none. Use some of: 480p/3s, 480p/5s"),
+        (["--presets", "480p/3s,", "--memory-gib", "1", "--device", "cpu"], 1, "Only a GPU's memory"),
+        (["--memory-gib", "nan"], 2, "not a finite number"),
+        (["--timeout", "inf"], 2, "not a finite number"),
         (["--steps", "none"], 2, "neither N nor PRESET=N"),
         (["--steps", "8k/1h=4"], 2, "not among the presets"),
         (["--size", "65x64"], 2, "multiple of 16"),

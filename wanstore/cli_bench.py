@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanstore.cli_options import dtype_option, json_option, memory_option, print_json, resize, store_option
+from wanstore.errors import NotFoundError
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.presets import Preset
     from wanstore.benchmarking.report import BenchmarkReport
+
+
+class _Positive(click.FloatRange):
+    """A finite number above 0: click alone takes nan for one that is in every range."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 @click.command()
@@ -29,11 +44,11 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Clips of each preset.")
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True,
               help="Clips of two steps before them, which don't count.")  # fmt: skip
-@click.option("--memory-gib", type=click.FloatRange(0, min_open=True), help="Hold torch to so much of the GPU.")
+@click.option("--memory-gib", type=_Positive(), help="Hold torch to so much of the GPU.")
 @click.option("--attention", help="A backend of diffusers, or auto: the fastest that works.  [default: the pipeline's]")
 @dtype_option
 @memory_option
-@click.option("--timeout", "timeout_seconds", type=click.FloatRange(0, min_open=True),
+@click.option("--timeout", "timeout_seconds", type=_Positive(),
               help="Seconds that a preset may take, loading included.")  # fmt: skip
 @click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
 @click.option("--size", help="WIDTHxHEIGHT instead of the presets', multiples of 16.")
@@ -81,7 +96,15 @@ def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
     from wanstore.benchmarking.presets import load_presets, preset_named
 
     presets = load_presets(file)
-    return [preset_named(name.strip(), presets) for name in wanted.split(",")] if wanted else list(presets.values())
+    if wanted is None:
+        return list(presets.values())
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter(f"{wanted!r} names none. Use some of: {', '.join(presets)}.", param_hint="--presets")
+    try:
+        return [preset_named(name, presets) for name in names]
+    except NotFoundError as error:
+        raise click.BadParameter(str(error), param_hint="--presets") from error
 
 
 def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, int]:
