@@ -81,6 +81,17 @@ def test_one_command_writes_the_page_and_its_json(store: Path, tmp_path: Path) -
     assert (out.parent / report.rows[0].frames[0]).is_file()
 
 
+def test_a_run_in_which_no_preset_worked_has_failed(store: Path, tmp_path: Path) -> None:
+    """Status 1 and one line; the page tells each preset's reason, and so does the JSON document."""
+    out = tmp_path / "page.md"
+    run = bench(store, "--presets", "480p/3s", "--timeout", "0.1", *SMALL, "--out", out, "--json")
+    assert run.returncode == 1 and run.stderr.startswith(
+        f"wanstore: No preset worked. Each one's reason is in {out}."
+    ), run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert json.loads(run.stdout)["rows"][0]["status"] == "timeout" and "not done after 0.1 s" in out.read_text()
+
+
 def test_a_second_run_tells_how_its_clips_differ_from_the_firsts(store: Path, tmp_path: Path) -> None:
     """The same dtype gives the same clip, though the second run has other rounds; the page has the scores."""
     clip, out = ("--presets", "480p/3s", "--steps", "2", *SMALL), tmp_path / "page.md"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanstore.cli_options import dtype_option, json_option, memory_option, print_json, resize, store_option
-from wanstore.errors import NotFoundError
+from wanstore.errors import NotFoundError, WanstoreError
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.presets import Preset
@@ -68,8 +68,8 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
           **how: Any) -> None:  # fmt: skip
     """Measure what each preset costs: time, memory, and which one is safe. Writes a page with its JSON.
 
-    Each preset runs in a process of its own; one that fails is a row of the table. A run that was stopped goes
-    on where it was.
+    Each preset runs in a process of its own; one that fails is a row of the table. It is an error if all do. A run
+    that was stopped goes on where it was.
     """
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.flows import bench as run_bench
@@ -90,6 +90,8 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
         kept = f"{len(report.rows)} of {len(presets)} presets are measured and kept"
         click.echo(f"wanstore: Interrupted: {kept}. Run the same command again: it measures the rest.", err=True)
         sys.exit(1)
+    if not any(row.worked for row in report.rows):
+        raise WanstoreError("No preset worked", f"Each one's reason is in {out}")
 
 
 def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
