@@ -52,8 +52,10 @@ def main(
 
     from wanstore.benchmarking.page import write
     from wanstore.benchmarking.presets import PRESETS, preset_named
+    from wanstore.benchmarking.writable import check_page
 
     names = [preset_named(wanted).name for wanted in presets.split(",") if wanted] or list(PRESETS)
+    check_page(Path(out))  # before a GPU is paid for
     where: dict[str, Any] = {
         "volumes": {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)}
     }

@@ -63,6 +63,9 @@ def safe_preset() -> str:
 
 SAFE_PRESET = os.environ.get("WANSTORE_SAFE_PRESET") or safe_preset()
 
+WEB_PACKAGES = ("fastapi[standard]==0.165.0", "attrs==26.1.0")
+"""All that the HTTP function's image has besides wanstore's own modules, which there may import no more than these."""
+
 app = modal.App("wanstore-endpoint")
 
 
@@ -145,7 +148,7 @@ class Generator:
 
 @app.function(
     image=modal.Image.debian_slim(python_version="3.12")
-    .uv_pip_install("fastapi[standard]==0.165.0", "attrs==26.1.0")
+    .uv_pip_install(*WEB_PACKAGES)
     .add_local_python_source("wanstore", ignore=["**/__pycache__"])
     .add_local_python_source("modal_common"),
     timeout=1800,

@@ -81,16 +81,32 @@ def test_one_command_writes_the_page_and_its_json(store: Path, tmp_path: Path) -
     assert (out.parent / report.rows[0].frames[0]).is_file()
 
 
+def test_a_run_in_which_no_preset_worked_has_failed(store: Path, tmp_path: Path) -> None:
+    """Status 1 and one line; the page tells each preset's reason, and so does the JSON document."""
+    out = tmp_path / "page.md"
+    run = bench(store, "--presets", "480p/3s", "--timeout", "0.1", *SMALL, "--out", out, "--json")
+    assert run.returncode == 1 and run.stderr.startswith(
+        f"wanstore: No preset worked. Each one's reason is in {out}."
+    ), run.stderr
+    assert len(run.stderr.splitlines()) == 1
+    assert json.loads(run.stdout)["rows"][0]["status"] == "timeout" and "not done after 0.1 s" in out.read_text()
+
+
 def test_a_second_run_tells_how_its_clips_differ_from_the_firsts(store: Path, tmp_path: Path) -> None:
     """The same dtype gives the same clip, though the second run has other rounds; the page has the scores."""
     clip, out = ("--presets", "480p/3s", "--steps", "2", *SMALL), tmp_path / "page.md"
     kept = bench(store, *clip, "--keep-clips", tmp_path / "kept", "--out", out)
     assert kept.returncode == 0 and (tmp_path / "kept/480p-3s.npy").is_file(), kept.stderr
+    first = out.with_suffix(".json").rename(tmp_path / "first.json")
     run = bench(
-        store, *clip, "--rounds", "2", "--warmup", "0", "--reference", tmp_path / "kept", "--out", out, "--json"
-    )
+        store, *clip, "--rounds", "2", "--warmup", "0", "--reference", tmp_path / "kept", "--out", out, "--json",
+        "--compare", first,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout)["rows"][0]["quality"]["scores"]["psnr"] == 100
+    told = json.loads(run.stdout)
+    assert told["rows"][0]["quality"]["scores"]["psnr"] == 100
+    assert {figure["name"] for figure in told["comparison"]["figures"]} >= {"clip, p50", "step"}
+    assert BenchmarkReport.from_json(run.stdout).rows, "what is printed is a report for the next comparison"
     assert "psnr" in out.read_text() and "ssim" in out.read_text()
 
 
@@ -128,7 +144,11 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--presets", "8k/1h"], 1, "There is no preset '8k/1h'"),
+        (["--presets", "480p/3s,8k/1h"], 2, "There is no preset '8k/1h'. Use one of: 480p/3s, 480p/5s"),
+        (["--presets", ","], 2, "names none. Use some of: 480p/3s, 480p/5s"),
+        (["--presets", "480p/3s,", "--memory-gib", "1", "--device", "cpu"], 1, "Only a GPU's memory"),
+        (["--memory-gib", "nan"], 2, "not a finite number"),
+        (["--timeout", "inf"], 2, "not a finite number"),
         (["--steps", "none"], 2, "neither N nor PRESET=N"),
         (["--steps", "8k/1h=4"], 2, "not among the presets"),
         (["--size", "65x64"], 2, "multiple of 16"),
@@ -139,12 +159,15 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--reference", "no/such/folder"], 2, "does not exist"),
         (["--reference", ".", "--keep-clips", "."], 1, "Clips can't be kept in the reference folder"),
         (["--compare", __file__], 1, "no benchmark report"),
+        (["--out", "report.json"], 2, "name the page"),
+        (["--out", "/proc/page.md"], 1, "/proc cannot be written"),
+        (["--keep-clips", f"{__file__}/clips"], 1, "cannot be written (Not a directory)"),
     ],
 )
 def test_faults_are_told_without_a_traceback(
     store: Path, tmp_path: Path, arguments: list[str], status: int, message: str
 ) -> None:
     """Before anything is measured."""
-    run = bench(store, *arguments, "--out", tmp_path / "page.md")
+    run = bench(store, "--out", tmp_path / "page.md", *arguments)
     assert (run.returncode, "Traceback" in run.stderr) == (status, False), run.stderr
     assert message in run.stderr and not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tomllib
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,19 @@ def test_links_between_the_repository_pages_lead_somewhere() -> None:
     for page in PAGES[:2]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (ROOT / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_reference_has_the_public_functions_and_whatever_pages_import() -> None:
+    """By name on its first lines, or in what is generated from the docstrings."""
+    reference = (ROOT / "docs/api.md").read_text()
+    functions = [name for name in wanstore.__all__ if isfunction(getattr(wanstore, name))]
+    assert [name for name in functions if f"`wanstore.{name}`" not in reference] == []
+    generated = re.findall(r"^::: [\w.]*?(\w+)$", reference, flags=re.MULTILINE)
+    generated += [name for names in re.findall(r"members: \[(.*)\]", reference) for name in names.split(", ")]
+    imports = re.findall(
+        r"^from wanstore\.[\w.]+ import (.+)$", "\n".join(map(command_blocks, PAGES)), flags=re.MULTILINE
+    )
+    assert {name for names in imports for name in names.split(", ")} <= {*generated}
 
 
 @pytest.mark.parametrize(("group", "interface"), [("wanstore.stores", WeightStore), ("wanstore.converters", Converter)])

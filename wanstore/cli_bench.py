@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,11 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanstore.cli_options import dtype_option, json_option, memory_option, resize, store_option
+from wanstore.cli_options import dtype_option, json_option, memory_option, print_json, resize, store_option
+from wanstore.errors import NotFoundError, WanstoreError
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.presets import Preset
     from wanstore.benchmarking.report import BenchmarkReport
+
+
+class _Positive(click.FloatRange):
+    """A finite number above 0: click alone takes nan for one that is in every range."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
 @click.command()
@@ -28,11 +44,11 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Clips of each preset.")
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True,
               help="Clips of two steps before them, which don't count.")  # fmt: skip
-@click.option("--memory-gib", type=click.FloatRange(0, min_open=True), help="Hold torch to so much of the GPU.")
+@click.option("--memory-gib", type=_Positive(), help="Hold torch to so much of the GPU.")
 @click.option("--attention", help="A backend of diffusers, or auto: the fastest that works.  [default: the pipeline's]")
 @dtype_option
 @memory_option
-@click.option("--timeout", "timeout_seconds", type=click.FloatRange(0, min_open=True),
+@click.option("--timeout", "timeout_seconds", type=_Positive(),
               help="Seconds that a preset may take, loading included.")  # fmt: skip
 @click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
 @click.option("--size", help="WIDTHxHEIGHT instead of the presets', multiples of 16.")
@@ -52,13 +68,15 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
           **how: Any) -> None:  # fmt: skip
     """Measure what each preset costs: time, memory, and which one is safe. Writes a page with its JSON.
 
-    Each preset runs in a process of its own; one that fails is a row of the table. A run that was stopped goes
-    on where it was.
+    Each preset runs in a process of its own; one that fails is a row of the table. It is an error if all do. A run
+    that was stopped goes on where it was.
     """
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.flows import bench as run_bench
     from wanstore.terminal import TerminalProgress
 
+    if out.suffix == ".json":
+        raise click.BadParameter(f"{str(out)!r} is where the page's JSON goes; name the page", param_hint="--out")
     old = BenchmarkReport.from_json(compare.read_bytes(), str(compare)) if compare else None
     presets = [resize(preset, size=size, frames=frames) for preset in _chosen(wanted, presets_file)]
     with TerminalProgress(quiet=as_json) as progress:
@@ -72,13 +90,23 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
         kept = f"{len(report.rows)} of {len(presets)} presets are measured and kept"
         click.echo(f"wanstore: Interrupted: {kept}. Run the same command again: it measures the rest.", err=True)
         sys.exit(1)
+    if not any(row.worked for row in report.rows):
+        raise WanstoreError("No preset worked", f"Each one's reason is in {out}")
 
 
 def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
     from wanstore.benchmarking.presets import load_presets, preset_named
 
     presets = load_presets(file)
-    return [preset_named(name.strip(), presets) for name in wanted.split(",")] if wanted else list(presets.values())
+    if wanted is None:
+        return list(presets.values())
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    if not names:
+        raise click.BadParameter(f"{wanted!r} names none. Use some of: {', '.join(presets)}.", param_hint="--presets")
+    try:
+        return [preset_named(name, presets) for name in names]
+    except NotFoundError as error:
+        raise click.BadParameter(str(error), param_hint="--presets") from error
 
 
 def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, int]:
@@ -100,10 +128,11 @@ def _write(report: BenchmarkReport, old: BenchmarkReport | None, out: Path, as_j
     from wanstore.terminal import show
 
     write(report, out)
+    compared = compare(old, report) if old else None
     if as_json:
-        click.echo(report.to_json())
+        print_json(json.loads(report.to_json()) | ({"comparison": compared.to_json()} if compared else {}))
         return
     show(terminal_table(report))
-    for line in compare(old, report).lines() if old else ():
+    for line in compared.lines() if compared else ():
         click.echo(line)
     click.echo(f"{out} and {out.with_suffix('.json')} are written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import attrs
@@ -124,3 +125,15 @@ def test_presets_of_only_one_report_are_flagged() -> None:
         "480p/5s: not compared, only in the old report",
         "720p/5s: not compared, only in the new report",
     )
+
+
+def test_machines_are_told_what_people_are() -> None:
+    """Plain data: the lines, and each figure with its verdict."""
+    found = compare(report(row(), row("480p/5s")), report(row(step=1.2), row("720p/5s")))
+    told = json.loads(json.dumps(found.to_json()))
+    assert told["regressions"] == list(found.regressions) and told["mended"] == []
+    assert "480p/5s: not compared, only in the old report" in told["flags"]
+    assert told["figures"][1] == {
+        "preset": "480p/3s", "name": "step", "unit": "s", "old": 1.0, "new": 1.2,
+        "percent": pytest.approx(20), "verdict": "worse",
+    }  # fmt: skip

@@ -17,7 +17,7 @@ from tests.benchmarking.reports import failed, report, row
 from wanstore.benchmarking import page
 from wanstore.benchmarking.cost import PRICES
 from wanstore.benchmarking.report import BenchmarkReport, Memory, Quality
-from wanstore.errors import DiskFullError
+from wanstore.errors import DiskFullError, NotSupportedError
 
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="matplotlib draws the charts: pip install 'wanstore[bench]'"
@@ -52,6 +52,13 @@ def test_the_json_lies_beside_the_page(tmp_path: Path) -> None:
     text = written(FULL, tmp_path)
     assert BenchmarkReport.from_json((tmp_path / "docs/benchmarks.json").read_bytes()) == FULL
     assert "(benchmarks.json)" in text
+
+
+def test_a_page_does_not_replace_its_own_json(tmp_path: Path) -> None:
+    """It is refused before either is written."""
+    with pytest.raises(NotSupportedError, match=r"where its JSON goes\. Name the page, as report\.md"):
+        page.write(FULL, tmp_path / "report.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_results_have_seconds_memory_and_dollars(tmp_path: Path) -> None:

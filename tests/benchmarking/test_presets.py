@@ -93,6 +93,14 @@ def test_a_mistake_is_told_by_file_preset_and_field(tmp_path: Path, text: str, f
     assert caught.value.next_step
 
 
+@pytest.mark.parametrize("field", ["widht", "name"])
+def test_the_fields_that_there_are_are_those_that_a_file_may_have(tmp_path: Path, field: str) -> None:
+    """Not `name`, which is the table's own."""
+    with pytest.raises(InvalidSettingError) as caught:
+        load_presets(written(tmp_path, f'[p]\n{field} = "x"'))
+    assert caught.value.next_step == "Use width, height, frames, steps, guidance_scale, flow_shift, notes"
+
+
 @pytest.mark.parametrize("content", [b"[p\nwidth", b"\xff\xfe"])
 def test_a_file_that_is_no_toml_is_told_by_name(tmp_path: Path, content: bytes) -> None:
     """Broken syntax and broken text alike."""

@@ -16,7 +16,7 @@ from wanstore.benchmarking.clips import hash_clip, save_clip
 from wanstore.benchmarking.presets import PRESETS, Preset
 from wanstore.benchmarking.processes import ALL, ProcessBenchmarker, step_weight
 from wanstore.benchmarking.report import BenchmarkRow
-from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
+from wanstore.errors import AccessError, NotFoundError, NotSupportedError, WanstoreError
 
 WIDE = {"vae": "float32"}
 """A CPU takes eight times as long to decode in float16."""
@@ -178,6 +178,41 @@ def test_a_folder_without_a_seal_is_an_error(tiny_fp16: Path) -> None:
     """Figures of weights that nobody vouches for help no one."""
     with pytest.raises(NotFoundError, match="no sealed pipeline"):
         ProcessBenchmarker(tiny_fp16).run([FIRST])
+
+
+@pytest.mark.parametrize(
+    ("output", "path", "told"),
+    [
+        ("report", "/proc/page.md", "/proc"),
+        ("report", "file/page.md", "file"),
+        ("report", "page.md", "page.json"),
+        ("keep_clips", "file/clips", "clips"),
+        ("keep_clips", "/proc/clips", "/proc/clips"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_told_before_anything_is_measured(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, path: str, told: str
+) -> None:
+    """No process is started, nothing is left behind."""
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: pytest.fail("a process was started"))
+    (tmp_path / "file").touch()
+    (tmp_path / "page.json").mkdir()
+    written: dict[str, Any] = {output: tmp_path / path}
+    with pytest.raises(AccessError, match=rf"{told} cannot be written .*Name another place"):
+        ProcessBenchmarker(sealed, "cpu", **written).run([FIRST])
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["file", "page.json"]
+
+
+def test_outputs_that_are_there_are_left_as_they_are_until_there_are_new_ones(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that can't measure costs nobody the last one's page."""
+    page = tmp_path / "page.md"
+    page.write_text("the last one")
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ProcessBenchmarker(sealed, "cpu", report=page).run([FIRST])
+    assert page.read_text() == "the last one" and list(tmp_path.iterdir()) == [page]
 
 
 def test_the_time_left_knows_that_large_clips_take_longer() -> None:

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.examples.account import Account
 from wanstore.testing.sealing import seal_as_is
 
@@ -33,9 +35,13 @@ def test_presets_are_measured_apart_and_reported_together(account: Account, tiny
     assert "for about $" in result.stdout
 
 
-def test_an_unknown_preset_costs_nothing(account: Account) -> None:
-    """It is refused before any container starts."""
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--presets", "8k/1h"], "There is no preset"), (["--out", "/proc/page.md"], "/proc cannot be written")],
+)
+def test_what_cannot_be_costs_nothing(account: Account, arguments: list[str], message: str) -> None:
+    """A preset that there isn't, a page that can't be written: refused before any container starts."""
     before = len(account.control.containers.started)
-    result = account.modal(*BENCHMARK, "--presets", "8k/1h", WANSTORE_DEVICE="cpu")
-    assert result.returncode == 1 and "There is no preset" in result.stdout
+    result = account.modal(*BENCHMARK, *arguments, WANSTORE_DEVICE="cpu")
+    assert result.returncode == 1 and message in " ".join(result.stdout.split())
     assert len(account.control.containers.started) == before

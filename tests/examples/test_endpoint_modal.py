@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -100,6 +104,34 @@ def test_a_pipeline_that_was_replaced_since_the_snapshot_is_loaded_anew(
     assert not any(parameter.is_meta for parameter in generator.pipe.transformer.parameters())
 
 
+IN_THE_WEB_IMAGE = """
+import sys
+from importlib import import_module
+from types import SimpleNamespace
+
+import modal
+
+for package in sys.argv[1:]:
+    import_module(package)
+present = {name.partition(".")[0] for name in sys.modules} | sys.stdlib_module_names
+present |= {"wanstore", "modal_common", "endpoint_modal"}
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] not in present:
+            raise ModuleNotFoundError(f"the image has no {name}", name=name)
+
+sys.meta_path.insert(0, Absent)
+import endpoint_modal
+
+made = {"mp4": b"mp4", "preset": "480p/3s", "degraded": False, "reason": "", "seconds": 2.5}
+generator = SimpleNamespace(generate=SimpleNamespace(remote=lambda **asked: made))
+endpoint_modal.Generator = lambda: generator
+print(endpoint_modal.clip._raw_f_({"prompt": "a fox"}).body.decode())
+"""
+"""The web function in a process that has its image's packages, Modal's client, and nothing else to import."""
+
+
 class TestWeb:
     """The web function, behind the very wrapper that Modal puts around it; nobody serves it on the loopback."""
 
@@ -135,3 +167,15 @@ class TestWeb:
         """Status 400, with what would do."""
         answer = http.post("/", json=request_)
         assert answer.status_code == 400 and message in answer.json()["detail"]
+
+    def test_it_needs_no_more_than_its_image_has(self, http: Any) -> None:
+        """Not what wanstore needs elsewhere: cattrs, torch, diffusers, click and others."""
+        packages = [re.split(r"\W", package)[0] for package in import_module("endpoint_modal").WEB_PACKAGES]
+        run = subprocess.run(
+            [sys.executable, "-c", IN_THE_WEB_IMAGE, *packages],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")])},
+        )
+        assert (run.returncode, run.stdout) == (0, "mp4\n"), run.stderr

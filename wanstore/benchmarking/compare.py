@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 
@@ -77,6 +78,18 @@ class Comparison:
         verdict = f"{count} regression{'' if count == 1 else 's'}" if count else "no regressions"
         compared = f" in {len(self.figures)} figures" if self.figures else "; no figure could be compared"
         return [*self.flags, *self.broken, *self.mended, *map(str, self.figures), verdict + compared]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for machines: `regressions`, `mended` and `flags` as lines, `figures` with their verdicts."""
+        figures = [
+            {
+                "preset": one.preset, "name": one.name, "unit": one.unit, "old": one.old, "new": one.new,
+                "percent": one.percent, "verdict": one.verdict,
+            }
+            for one in self.figures
+        ]  # fmt: skip
+        lines = {"regressions": self.regressions, "mended": self.mended, "flags": self.flags}
+        return {**{key: list(told) for key, told in lines.items()}, "figures": figures}
 
 
 def compare(old: BenchmarkReport, new: BenchmarkReport) -> Comparison:

@@ -9,6 +9,7 @@ from wanstore.benchmarking import sections
 from wanstore.benchmarking.charts import draw
 from wanstore.benchmarking.cost import PRICES, Prices
 from wanstore.benchmarking.markdown import NONE, clip_of, measured_on, number, result_of, table
+from wanstore.benchmarking.writable import check_page
 from wanstore.errors import plain_os_errors
 from wanstore.terminal import plain_table
 
@@ -32,11 +33,12 @@ def write(report: BenchmarkReport, path: Path, *, prices: Prices | None = None) 
     """The whole page at `path`, the JSON beside it, and pictures in `assets/NAME/` beside it.
 
     Paths in a row's `frames` are taken from the page's folder. Without matplotlib and Pillow there are no pictures,
-    and the page says how to get them. Raises `AccessError` or `DiskFullError`.
+    and the page says how to get them. Raises `AccessError` or `DiskFullError`, and
+    `NotSupportedError` where the page would replace its JSON.
     """
     prices = prices or PRICES
+    check_page(path)
     with plain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").write_text(report.to_json() + "\n", encoding="utf-8")
         pictures = draw(report, path.parent, f"assets/{path.stem}")
         parts = [

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from wanstore.benchmarking.settings import checked, read_toml
+from wanstore.clip import Clip
 from wanstore.errors import InvalidSettingError, NotFoundError
-from wanstore.loading.memory import Clip
 
 FRAMES_PER_SECOND = 16
 """What Wan 2.1 was trained at."""
@@ -62,9 +61,7 @@ def _read(path: Path, given: Mapping[str, Preset]) -> dict[str, Preset]:
 
 def _preset(name: str, table: object, given: Preset | None, path: Path) -> Preset:
     where = f"{path}, preset {name!r}"
-    fields: dict[str, Any] = checked(Preset, table, where)
-    if "name" in fields:
-        raise InvalidSettingError(f"{where}: there is no field 'name'", "A preset's name is that of its table")
+    fields = checked(Preset, table, where, but="name")  # that is the table's own
     missing = [] if given else [key for key in _NEEDED if key not in fields]
     if missing:
         raise InvalidSettingError(f"{where}: {missing[0]} is missing", f"A new preset needs {', '.join(_NEEDED)}")

@@ -17,6 +17,7 @@ from wanstore.benchmarking.runner import WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.saved import SavedRows
 from wanstore.benchmarking.worker import Job
 from wanstore.benchmarking.worker_process import run_worker
+from wanstore.benchmarking.writable import check_page, check_writable
 from wanstore.errors import DeviceError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.dtypes import check_dtypes
@@ -70,13 +71,18 @@ class ProcessBenchmarker(Benchmarker):
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
         """A row for each preset, in their order. After Ctrl-C the report holds those that there are by then.
 
-        Raises `NotFoundError` when the folder is not sealed, and what `wanstore.load` raises when no preset could
-        be loaded: damage, or a device or attention backend that is not there.
+        Raises `NotFoundError` when the folder is not sealed, what `check_page` raises when the report or clips can't be
+        written where they should be, and what `wanstore.load` raises when no preset could be loaded: damage, or a
+        device or attention backend that is not there.
         """
         progress = progress or Quiet()
         manifest = read_manifest(self.folder)
         if manifest is None:
             raise NotFoundError(f"{self.folder} holds no sealed pipeline", "Fill a store with wanstore setup")
+        if self.report:
+            check_page(self.report)
+        if self.keep_clips:
+            check_writable(self.keep_clips)
         found = self._describe()
         dtype = ", ".join(f"{component}={name}" for component, name in self.dtype.items())
         environment = attrs.evolve(

@@ -16,6 +16,8 @@ from wanstore.errors import DamagedError, NotSupportedError
 from wanstore.manifest import from_json, to_json
 
 SCHEMA_VERSION = 1
+_DERIVED = ("safe_preset", "comparison")
+"""Keys of a document that follow from the rest, or from another report: not read back."""
 
 
 @attrs.frozen
@@ -176,7 +178,7 @@ class BenchmarkReport:
                 f"{where} has schema version {version}, this wanstore reads {SCHEMA_VERSION}", "Run the benchmark again"
             )
         try:
-            return from_json({k: v for k, v in document.items() if k != "safe_preset"}, cls)
+            return from_json({k: v for k, v in document.items() if k not in _DERIVED}, cls)
         except ValueError as error:
             raise DamagedError(f"{where} is no benchmark report ({error})", "Run the benchmark again") from error
 

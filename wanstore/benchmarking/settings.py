@@ -25,14 +25,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InvalidSettingError(f"{path} is not TOML: {error}", "Correct the file") from error
 
 
-def checked(cls: type[attrs.AttrsInstance], table: object, where: str) -> dict[str, Any]:
-    """The table, once every key of it is a field of `cls` and every value of that field's type.
+def checked(cls: type[attrs.AttrsInstance], table: object, where: str, but: str = "") -> dict[str, Any]:
+    """The table, once every key of it is a field of `cls`, `but` that one, and every value of that field's type.
 
     `where` begins what the error says: the file and the table.
     """
     if not isinstance(table, Mapping):
         raise InvalidSettingError(f"{where} is {table!r}, not a table", "Give it a [table] of its own")
-    kinds = {name: _KINDS[kind] for name, kind in get_type_hints(cls).items() if kind in _KINDS}
+    kinds = {name: _KINDS[kind] for name, kind in get_type_hints(cls).items() if kind in _KINDS and name != but}
     for key, value in table.items():
         if key not in kinds:
             raise InvalidSettingError(f"{where}: there is no field {key!r}", f"Use {', '.join(kinds)}")

@@ -61,8 +61,8 @@ def load(
         memory: how much of a GPU's memory a clip may take. "auto" chooses for each clip the quickest plan that fits:
             the text encoder, 80 % of the weights, may have to make room while it does not work, and is read again
             from the folder. "streamed" has it do so always; a `MemoryPlan` says in detail what is to happen.
-            "resident" keeps all on the device and leaves diffusers' pipeline as it is. No clip changes by it. By
-            the first two the pipeline has a `memory_plan`: that of the last clip.
+            "resident" keeps all on the device and leaves diffusers' pipeline as it is. No clip changes by it. The
+            pipeline has a `memory_plan`, that of the last clip, but not with "resident", nor with "auto" on a CPU.
         verify: compare every file's SHA-256 with the manifest, not only its size.
         sealed: the folder must have a manifest and match it. Without, any Wan 2.1 pipeline folder will do.
         progress: hears of bytes checked and loaded.

@@ -17,7 +17,8 @@ from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch.nn import functional
 
-from wanstore.loading.tiles import SPATIAL, TEMPORAL, Tile, cut
+from wanstore.clip import SPATIAL, TEMPORAL
+from wanstore.loading.tiles import Tile, cut
 
 _STRIP_ROWS = 128
 

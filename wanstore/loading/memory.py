@@ -7,8 +7,9 @@ from typing import Any, Literal, get_args
 
 import attrs
 
+from wanstore.clip import SPATIAL, Clip
 from wanstore.errors import DeviceMemoryError, NotSupportedError
-from wanstore.loading.tiles import SPATIAL, TEMPORAL, cut
+from wanstore.loading.tiles import cut
 
 GIB = 2**30
 STAGES = {"text": "text_encoder", "denoising": "transformer", "decoding": "vae"}
@@ -64,30 +65,6 @@ def check_memory(asked: object) -> None:
     """Raise `NotSupportedError` unless it is one of `Memory`."""
     if asked not in get_args(MemoryName) and not isinstance(asked, MemoryPlan):
         raise NotSupportedError(f"Memory can't be {asked!r}", "Choose auto, resident, streamed or a MemoryPlan")
-
-
-@attrs.frozen
-class Clip:
-    """A clip's size: pixels, frames, and how many are made at once."""
-
-    width: int
-    height: int
-    frames: int
-    batch: int = 1
-
-    def __str__(self) -> str:
-        many = f"{self.batch} clips" if self.batch > 1 else "A clip"
-        return f"{many} of {self.width}×{self.height} and {self.frames} frames"
-
-    @property
-    def latent_frames(self) -> int:
-        """The VAE makes one of the first frame, and of each four after it."""
-        return (self.frames - 1) // TEMPORAL + 1
-
-    @property
-    def tokens(self) -> int:
-        """What the transformer sees of it: a token is a patch of 1 × 2 × 2 latent pixels, 16 × 16 of the clip's."""
-        return self.batch * self.latent_frames * (self.height // 16) * (self.width // 16)
 
 
 @attrs.frozen

@@ -13,9 +13,10 @@ import attrs
 import diffusers
 import torch
 
+from wanstore.clip import Clip
 from wanstore.errors import WanstoreError
 from wanstore.loading.lean_vae import make_lean
-from wanstore.loading.memory import STAGES, Clip, MemoryPlan, Needs, choose_plan
+from wanstore.loading.memory import STAGES, MemoryPlan, Needs, choose_plan
 from wanstore.loading.residency import Residency
 
 if TYPE_CHECKING:

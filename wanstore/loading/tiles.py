@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import attrs
 
-SPATIAL, TEMPORAL = 8, 4
-"""Pixels of the clip along an edge of a latent one, and frames of a latent one, but for the first."""
 HALO = 13
 """Latent pixels around a tile that its pixels depend on.
 
