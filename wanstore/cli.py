@@ -11,6 +11,7 @@ import click
 
 import wanstore
 from wanstore.cli_bench import bench
+from wanstore.cli_faults import Commands
 from wanstore.cli_options import (
     dtype_option,
     json_option,
@@ -20,28 +21,12 @@ from wanstore.cli_options import (
     resize,
     store_option,
 )
-from wanstore.errors import WanstoreError
 
 
-class _Commands(click.Group):
-    """Turns foreseeable faults into one line and status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except WanstoreError as error:
-            click.echo(f"wanstore: {' '.join(str(error).split())}", err=True)
-        except KeyboardInterrupt:
-            click.echo("wanstore: Interrupted. Run the same command again: it goes on where it stopped.", err=True)
-        except OSError as error:
-            click.echo(f"wanstore: {error}.", err=True)
-        sys.exit(1)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(wanstore.__version__)
 def main() -> None:
-    r"""Wan 2.1 weights from their publisher to a ready GPU pipeline.
+    """Wan 2.1 weights from their publisher to a ready GPU pipeline.
 
     \b
     wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
