@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import wanstore
 from wanstore.cli_bench import bench
+from wanstore.cli_faults import Commands
 from wanstore.cli_options import (
+    FilledPath,
+    FiniteRange,
+    check_asked,
+    device_option,
     dtype_option,
+    filled,
     json_option,
     memory_option,
     open_store_at,
+    preset_option,
     print_json,
     resize,
     store_option,
 )
-from wanstore.errors import WanstoreError
+
+if TYPE_CHECKING:
+    from wanstore.benchmarking.presets import Preset
 
 
-class _Commands(click.Group):
-    """Turns foreseeable faults into one line and status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except WanstoreError as error:
-            click.echo(f"wanstore: {' '.join(str(error).split())}", err=True)
-        except KeyboardInterrupt:
-            click.echo("wanstore: Interrupted. Run the same command again: it goes on where it stopped.", err=True)
-        except OSError as error:
-            click.echo(f"wanstore: {error}.", err=True)
-        sys.exit(1)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(wanstore.__version__)
 def main() -> None:
-    r"""Wan 2.1 weights from their publisher to a ready GPU pipeline.
+    """Wan 2.1 weights from their publisher to a ready GPU pipeline.
 
     \b
     wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
@@ -52,14 +45,14 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("source")
+@click.argument("source", callback=filled)
 @store_option
 @click.option("--name", default="wan2.1-fp16", show_default=True, help="What the store calls it.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repo.  [default: main]")
 @click.option("--replace", is_flag=True, help="Swap out a stored pipeline of that name, in one step.")
 @click.option("--overflow", type=click.Choice(["refuse", "clamp"]), default="refuse", show_default=True,
               help="What to do with values beyond 65504, which float16 cannot hold.")  # fmt: skip
-@click.option("--keep-source", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--keep-source", type=FilledPath(path_type=Path, file_okay=False),
               help="Keep the downloaded source in this folder.")  # fmt: skip
 @json_option
 def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, **options: Any) -> None:
@@ -110,11 +103,12 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 @json_option
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show a pipeline's manifest: source, conversion, files."""
-    from wanstore.manifest import CONVERSION_NAME, to_json
+    from wanstore.loading.check import tensor_records
+    from wanstore.manifest import to_json
 
     store = open_store_at(store_url)
     manifest = store.manifest(name)
-    records = json.loads((store.local_path(name) / CONVERSION_NAME).read_bytes())["tensors"] if tensors else {}
+    records = tensor_records(store.local_path(name)) if tensors else {}
     if as_json:
         print_json({**to_json(manifest), "digest": manifest.digest, **({"tensors": records} if tensors else {})})
         return
@@ -166,32 +160,37 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @store_option
 @click.option("--prompt", required=True, help="What the clip shows.")
 @click.option("--negative-prompt", default="", help="What it should not show.")
-@click.option("--preset", "preset_name", default="480p/3s", show_default=True, help="Resolution and duration.")
+@preset_option(default="480p/3s", show_default=True, help="Resolution and duration.")
 @click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the preset's]")
 @click.option("--size", help="WIDTHxHEIGHT instead of the preset's, multiples of 16.")
 @click.option("--frames", type=int, help="Frames instead of the preset's, 4k+1.")
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same clip.")
-@click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
+@click.option("--seed", type=click.IntRange(-(2**63), 2**64 - 1), default=0, show_default=True,
+              help="The same seed gives the same clip.")  # fmt: skip
+@device_option
 @dtype_option
 @memory_option
 @click.option("--verify", is_flag=True, help="Hash the weights before they are used.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True)
+@click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True)
 @json_option
 def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed: int, device: str | None,
-             dtype: dict[str, str], memory: Any, verify: bool, out: Path, as_json: bool, preset_name: str,
+             dtype: dict[str, str], memory: Any, verify: bool, out: Path, as_json: bool, preset: Preset,
              **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
-    from wanstore.benchmarking.presets import preset_named
     from wanstore.flows import load
+    from wanstore.generation import check_place, plain_memory_errors, write_clip
     from wanstore.generation import generate as make_clip
-    from wanstore.generation import write_clip
     from wanstore.terminal import TerminalProgress
 
-    preset = resize(preset_named(preset_name), **size)
-    with TerminalProgress(quiet=as_json) as progress:
-        pipe = load(name, store=store_url, device=device, dtype=dtype, memory=memory, verify=verify, progress=progress)
-        frames = make_clip(pipe, prompt, preset, negative_prompt=negative_prompt, seed=seed, progress=progress)
-    write_clip(frames, out)
+    preset = resize(preset, **size)
+    check_asked(dtype)
+    check_place(out)
+    with plain_memory_errors(preset):
+        with TerminalProgress(quiet=as_json) as progress:
+            pipe = load(
+                name, store=store_url, device=device, dtype=dtype, memory=memory, verify=verify, progress=progress
+            )
+            frames = make_clip(pipe, prompt, preset, negative_prompt=negative_prompt, seed=seed, progress=progress)
+        write_clip(frames, out)
     plan = getattr(pipe, "memory_plan", None)
     told = {"memory_plan": str(plan)} if plan else {}
     if as_json:
@@ -210,31 +209,35 @@ main.add_command(bench)
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--store", "store_url", envvar="WANSTORE_STORE", help="Where NAME is.")
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False, exists=True), default=".",
+@click.option("--store", "store_url", envvar="WANSTORE_STORE", callback=filled, help="Where NAME is.")
+@click.option("--folder", type=FilledPath(path_type=Path, file_okay=False, exists=True), default=".",
               help="Where to measure the disk.  [default: here]")  # fmt: skip
-@click.option("--preset", "preset_name", help="Only tell how NAME shares out the memory for a clip of it.")
-@click.option("--memory-gib", type=click.FloatRange(0, min_open=True),
+@preset_option(help="Only tell how NAME shares out the memory for a clip of it.")
+@click.option("--memory-gib", type=FiniteRange(0, min_open=True),
               help="With --preset: on a GPU with so much free.  [default: this machine's]")  # fmt: skip
 @dtype_option
 @json_option
-def doctor(name: str | None, store_url: str | None, folder: Path, preset_name: str | None, memory_gib: float | None,
+def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset | None, memory_gib: float | None,
            dtype: dict[str, str], as_json: bool) -> None:  # fmt: skip
     """Say what this machine can do: GPU, memory, speeds, attention backends, versions.
 
     With NAME the pipeline is loaded too, and the load compared with the speeds. With --preset it is not: then only the
     plan is told by which it makes a clip of that preset, with the peak that each stage counts on.
     """
-    from wanstore.doctor import examine
+    from wanstore.doctor import examine, plan_memory
 
-    if name and not store_url:
+    if name is not None and not store_url:
         raise click.UsageError("--store says where NAME is")
-    if preset_name and name:
-        findings = _plan(name, str(store_url), preset_name, memory_gib, dtype)
-    elif preset_name or memory_gib or dtype:
+    if not (preset and name is not None) and (preset or memory_gib or dtype):
         raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
+    check_asked(dtype)
+    pipeline = None if name is None else open_store_at(str(store_url)).local_path(name)
+    if preset and pipeline:
+        findings = plan_memory(pipeline, preset, dtype, memory_gib)
+        if findings is None:
+            raise click.UsageError("torch finds no GPU here: --memory-gib says how much one has")
     else:
-        findings = examine(folder, f"{str(store_url).rstrip('/')}/{name}" if name else None)
+        findings = examine(folder, pipeline)
     if as_json:
         print_json(findings)
         return
@@ -243,19 +246,8 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset_name: s
         click.echo(f"{topic:>10}  {text}")
 
 
-def _plan(name: str, store_url: str, preset_name: str, memory_gib: float | None, dtype: dict[str, str]) -> Any:
-    from wanstore.benchmarking.presets import preset_named
-    from wanstore.doctor import plan_memory
-
-    preset = preset_named(preset_name)
-    plan = plan_memory(open_store_at(store_url).local_path(name), preset, dtype, memory_gib)
-    if plan is None:
-        raise click.UsageError("torch finds no GPU here: --memory-gib says how much one has")
-    return plan
-
-
 @main.command()
-@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default="wanstore-demo",
+@click.option("--folder", type=FilledPath(path_type=Path, file_okay=False), default="wanstore-demo",
               show_default=True, help="Where the store and the clip go.")  # fmt: skip
 @json_option
 def demo(folder: Path, as_json: bool) -> None:

@@ -3,21 +3,66 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from wanstore.errors import NotFoundError, NotSupportedError
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.presets import Preset
     from wanstore.interfaces import WeightStore
 
 _STORE_HELP = "A folder, file:///folder, or the URL of an installed backend."
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+
+
+def filled(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """A callback for what names a place: empty, as a variable that is not set, it would be the current folder."""
+    if value is not None and not value.removeprefix("file://"):
+        raise click.BadParameter("it is empty")
+    return value
+
+
+class FilledPath(click.Path):
+    """A path that is not empty; see `filled`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; NaN and infinity are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number to count with", param, ctx)
+        return number
 
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--store`."""
-    return click.option("--store", "store_url", required=True, envvar="WANSTORE_STORE", help=_STORE_HELP)(function)
+    option = click.option(
+        "--store", "store_url", required=True, envvar="WANSTORE_STORE", callback=filled, help=_STORE_HELP
+    )
+    return option(function)
+
+
+def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--device`; whether there is such a device is known to what loads."""
+    told = "cuda, cuda:1, cpu.  [default: cuda where there is one]"
+    return click.option("--device", callback=_device, help=told)(function)
+
+
+def preset_option(**settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--preset`, as a `Preset`."""
+    return click.option("--preset", callback=_preset, **settings)
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,6 +89,33 @@ def _by_component(_context: click.Context, _parameter: click.Parameter, options:
         if "=" not in option:
             raise click.BadParameter(f"{option!r} is not COMPONENT=DTYPE")
     return dict(option.split("=", 1) for option in options)
+
+
+def _device(_context: click.Context, _parameter: click.Parameter, device: str | None) -> str | None:
+    if device is not None and not _DEVICE.fullmatch(device):
+        raise click.BadParameter(f"{device!r} is neither cpu nor cuda, nor cuda with a number as in cuda:1")
+    return device
+
+
+def _preset(_context: click.Context, _parameter: click.Parameter, name: str | None) -> Preset | None:
+    if name is None:
+        return None
+    from wanstore.benchmarking.presets import preset_named
+
+    try:
+        return preset_named(name)
+    except NotFoundError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def check_asked(dtype: dict[str, str]) -> None:
+    """Raise `click.BadParameter` unless each component is there and computes in the dtype that `--dtype` gives it."""
+    from wanstore.loading.dtypes import check_dtypes
+
+    try:
+        check_dtypes(dtype)
+    except NotSupportedError as error:
+        raise click.BadParameter(str(error), param_hint="--dtype") from error
 
 
 def open_store_at(url: str) -> WeightStore:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from wanstore.benchmarking.presets import Preset
+from wanstore.errors import AccessError
+from wanstore.loading import load as load_pipeline
 from wanstore.loading.ceilings import Ceilings, measure_ceilings
 from wanstore.loading.dtypes import check_dtypes
 from wanstore.loading.memory import GIB, choose_plan
@@ -27,17 +29,14 @@ _SAMPLE_BYTES = 256 << 20
 _BLOCK_BYTES = 8 << 20
 
 
-def examine(folder: Path, address: str | None = None) -> dict[str, Any]:
+def examine(folder: Path, pipeline: Path | None = None) -> dict[str, Any]:
     """GPU, memory, disk, speeds (measured in `folder`), attention backends and versions.
 
-    With the address of a stored pipeline it is loaded, and the load compared with those speeds.
+    With the folder of a stored pipeline it is loaded, and the load compared with those speeds. Raises `AccessError`
+    when nothing can be written to `folder`.
     """
     speeds, ceilings = measure(folder)
-    load = {}
-    if address and ceilings:
-        import wanstore
-
-        load = {"load": how_close(wanstore.load(address).load_report, ceilings)}
+    load = {"load": how_close(load_pipeline(pipeline).load_report, ceilings)} if pipeline else {}
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
@@ -97,7 +96,13 @@ def measure(folder: Path) -> tuple[dict[str, str], Ceilings | None]:
     """How fast a file of 256 MiB in `folder` is written and read, and a GPU filled; nothing where there is no room."""
     if shutil.disk_usage(folder).free < 2 * _SAMPLE_BYTES:
         return {"not measured": "the disk is nearly full"}, None
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".wanstore-doctor-") as file:
+    try:
+        sample = tempfile.NamedTemporaryFile(dir=folder, prefix=".wanstore-doctor-")  # noqa: SIM115
+    except OSError as error:
+        raise AccessError(
+            f"The disk cannot be measured in {folder} ({error.strerror})", "Name a folder that you may write: --folder"
+        ) from error
+    with sample as file:
         block = os.urandom(_BLOCK_BYTES)
         began = time.perf_counter()
         for _ in range(_SAMPLE_BYTES // _BLOCK_BYTES):
@@ -115,16 +120,19 @@ def measure(folder: Path) -> tuple[dict[str, str], Ceilings | None]:
     return {name: f"{rate / 1e9:.2f} GB/s" for name, rate in rates.items() if rate}, ceilings
 
 
-def how_close(report: LoadReport, ceilings: Ceilings) -> dict[str, str]:
-    """A load beside what the machine could do at best."""
+def how_close(report: LoadReport, ceilings: Ceilings | None) -> dict[str, str]:
+    """A load, beside what the machine could do at best where that is known."""
     transfer = report.transfer
     assert transfer is not None
     rate = transfer.size_bytes / transfer.seconds
-    bound, best = ceilings.best_of(transfer, report.device)
+    close = "not known: no speed was measured"
+    if ceilings:
+        bound, best = ceilings.best_of(transfer, report.device)
+        close = f"{rate / best:.0%} ({bound}, {best / 1e9:.2f} GB/s)"
     return {
         "ready after": f"{report.seconds:.2f} s, bound by {report.bound_by}",
         "weights": f"{transfer.size_bytes / 1e9:.2f} GB in {transfer.seconds:.2f} s, {rate / 1e9:.2f} GB/s",
-        "of the ceiling": f"{rate / best:.0%} ({bound}, {best / 1e9:.2f} GB/s)",
+        "of the ceiling": close,
     }
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanstore.benchmarking.presets import FRAMES_PER_SECOND, Preset
+from wanstore.errors import AlreadyExistsError, DeviceMemoryError, first_line, lacks_memory, of_system
 from wanstore.interfaces import Progress, Quiet
 
 if TYPE_CHECKING:
@@ -71,16 +75,58 @@ def eight_bits(frames: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
     return levels
 
 
+def check_place(path: Path) -> None:
+    """Find out whether a clip can be written to `path`, whose folder is made; raises what `write_clip` would."""
+    with _draft_of(path) as draft:
+        draft.touch()
+
+
 def write_clip(frames: numpy.ndarray[Any, Any], path: Path) -> None:
-    """Write frames (as `generate` gives them) as an H.264 mp4 at 16 frames a second."""
+    """Write frames (as `generate` gives them) as an H.264 mp4 at 16 frames a second.
+
+    A file that is there already is replaced by a whole one, or stays. Raises `WanstoreError` for what the operating
+    system refuses.
+    """
     import av
 
     pixels = eight_bits(frames)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4") as container:
-        stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
-        stream.height, stream.width = pixels.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for image in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    with _draft_of(path) as draft:
+        with av.open(str(draft), "w", format="mp4") as container:
+            stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+            stream.height, stream.width = pixels.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            for image in pixels:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+        draft.replace(path.resolve())
+
+
+@contextmanager
+def _draft_of(path: Path) -> Iterator[Path]:
+    """A file's name beside `path`, in its folder; what has it is gone behind the block."""
+    try:
+        target = path.resolve()  # a link is not replaced, but what it leads to
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            raise AlreadyExistsError(f"{path} is no regular file", "Choose another path")
+        draft = target.with_name(f".wanstore-{uuid.uuid4().hex}.mp4")
+        try:
+            yield draft
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise of_system(error, path) from error
+
+
+@contextmanager
+def plain_memory_errors(preset: Preset) -> Iterator[None]:
+    """Turn what Python and torch raise when memory does not suffice for a clip into `DeviceMemoryError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"{preset.clip} takes more memory than is free ({first_line(error)})",
+            "Free some of it, make the clip smaller, or take a larger machine",
+        ) from error

@@ -121,11 +121,20 @@ def plain_table(*columns: str, title: str = "") -> Table:
     """A table with the house's looks; columns that begin with `#` are numbers, set to the right."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE, title=title or None, title_justify="left")
+    shown = Text(title, style="table.title") if title else None  # a text as it is: brackets are no markup
+    table = Table(box=box.SIMPLE, title=shown, title_justify="left")
     for column in columns:
         table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
     return table
+
+
+def _add_row(table: Table, *cells: str) -> None:
+    """A row of cells that say what their text says, brackets and colons included."""
+    from rich.text import Text
+
+    table.add_row(*map(Text, cells))
 
 
 def list_table(manifests: list[Manifest]) -> Table:
@@ -134,7 +143,7 @@ def list_table(manifests: list[Manifest]) -> Table:
     for manifest in manifests:
         size = human_bytes(manifest.size_bytes)
         source = manifest.source
-        table.add_row(manifest.name, source.location, source.commit[:12], size, manifest.created_at)
+        _add_row(table, manifest.name, source.location, source.commit[:12], size, manifest.created_at)
     return table
 
 
@@ -142,17 +151,18 @@ def manifest_tables(manifest: Manifest) -> list[Table]:
     """What `wanstore show` shows: the facts, the conversion by component, the files."""
     facts = plain_table("", "", title=manifest.name)
     source = manifest.source
-    facts.add_row("source", f"{source.location} ({source.kind}) at {source.commit}")
-    facts.add_row("made", f"{manifest.created_at}, {manifest.conversion.converter} {manifest.conversion.options}")
-    facts.add_row("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
-    facts.add_row("size", human_bytes(manifest.size_bytes))
-    facts.add_row("digest", manifest.digest)
+    _add_row(facts, "source", f"{source.location} ({source.kind}) at {source.commit}")
+    _add_row(facts, "made", f"{manifest.created_at}, {manifest.conversion.converter} {manifest.conversion.options}")
+    _add_row(facts, "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    _add_row(facts, "size", human_bytes(manifest.size_bytes))
+    _add_row(facts, "digest", manifest.digest)
     components = plain_table(
         "component", "#tensors", "#parameters", "from", "#stored", "#largest value", "#overflows", "#to zero",
         "#subnormal", "#rms error", title="conversion",
     )  # fmt: skip
     for name, record in manifest.conversion.components.items():
-        components.add_row(
+        _add_row(
+            components,
             name,
             str(record.tensors),
             f"{record.parameters:,}",
@@ -166,7 +176,7 @@ def manifest_tables(manifest: Manifest) -> list[Table]:
         )
     files = plain_table("file", "#size", "sha256", title="files")
     for entry in manifest.files:
-        files.add_row(entry.path, human_bytes(entry.size_bytes), entry.sha256[:16])
+        _add_row(files, entry.path, human_bytes(entry.size_bytes), entry.sha256[:16])
     return [facts, components, files]
 
 
@@ -177,7 +187,8 @@ def tensors_table(component: str, tensors: list[dict[str, Any]]) -> Table:
         title=component,
     )  # fmt: skip
     for tensor in tensors:
-        table.add_row(
+        _add_row(
+            table,
             tensor["name"],
             tensor["source_dtype"],
             "×".join(map(str, tensor["shape"])),

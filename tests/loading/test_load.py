@@ -108,6 +108,12 @@ def test_without_cuda_the_device_is_the_cpu(tiny_sealed: Path) -> None:
         load(tiny_sealed, device="toaster")
 
 
+def test_a_device_that_holds_no_weights_is_refused(tiny_sealed: Path) -> None:
+    """torch has such a device, meta."""
+    with pytest.raises(NotSupportedError, match=r"device meta\. Use cpu or cuda"):
+        load(tiny_sealed, device="meta")
+
+
 @pytest.mark.gpu
 def test_on_cuda_every_bit_is_the_cpus(tiny_fp32: Path) -> None:
     """Casting on the device gives what casting on the CPU gives."""

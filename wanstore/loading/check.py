@@ -13,7 +13,15 @@ from wanstore.components import COMPONENTS
 from wanstore.errors import DamagedError, NotFoundError, NotSupportedError
 from wanstore.files import files_below, hash_file
 from wanstore.interfaces import Progress, Quiet
-from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
+from wanstore.manifest import (
+    CONVERSION_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    TensorRecord,
+    from_json,
+    read_manifest,
+)
 
 _REPAIR = "Run setup again with --replace"
 _READ_SUFFIXES = (".json", ".safetensors")
@@ -94,6 +102,17 @@ def check_pipeline(folder: Path) -> None:
                 f"{folder / 'model_index.json'} names {index.get(component)} as {component}, not {classes}",
                 "wanstore loads Wan 2.1 text-to-video only",
             )
+
+
+def tensor_records(folder: Path) -> dict[str, Any]:
+    """What the conversion did to each tensor, as JSON by component; raises `DamagedError` when that is not told."""
+    path = folder / CONVERSION_NAME
+    records: dict[str, Any] = read_json(path).get("tensors", {})
+    try:
+        from_json(records, dict[str, list[TensorRecord]])
+    except ValueError as error:
+        raise DamagedError(f"{path} is no record of tensors ({error})", _REPAIR) from error
+    return records
 
 
 def read_json(path: Path) -> dict[str, Any]:

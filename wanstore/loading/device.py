@@ -17,8 +17,11 @@ def pick_device(wanted: str | torch.device | None) -> torch.device:
     if wanted is None:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=wanted).device
+        device = torch.empty(0, device=wanted).device
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA asserts
         raise NotSupportedError(
             f"There is no device {wanted} ({first_line(error)})", "Use cpu, or a machine that has it"
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise NotSupportedError(f"Pipelines don't go to a device {wanted}", "Use cpu or cuda")
+    return device

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from wanstore.errors import DeviceError, DeviceMemoryError, first_line
+from wanstore.errors import DeviceError, DeviceMemoryError, first_line, lacks_memory
 from wanstore.loading.device import pick_device
 from wanstore.loading.layout import Layout
 from wanstore.loading.report import TransferRecord
@@ -135,7 +135,7 @@ def _allocate(layout: Layout, device: torch.device) -> list[torch.Tensor]:
 
 def _told(error: BaseException, device: torch.device, needed_bytes: int) -> BaseException:
     """The error as its reader needs it: what torch says of a device becomes a `DeviceError`."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if lacks_memory(error):
         return DeviceMemoryError(
             f"{device} has no room for {needed_bytes / 1e9:.1f} GB of weights{_free(device)}",
             "Free some of it, or use a larger one",

@@ -1,0 +1,101 @@
+"""Clips on the disk: whole or not at all, and never in the place of something else."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from wanstore.benchmarking.presets import Preset
+from wanstore.errors import DeviceMemoryError, WanstoreError
+from wanstore.generation import check_place, plain_memory_errors, write_clip
+
+FRAMES = np.random.default_rng(0).random((5, 64, 64, 3), np.float32)
+PRESET = Preset("tiny", width=64, height=64, frames=5)
+
+
+def frames_of(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return container.streams.video[0].frames
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    """In the block no file of this process grows larger: the disk is full, as it were."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_clip_takes_an_older_ones_place(tmp_path: Path) -> None:
+    """Folders are made; nothing else is left there."""
+    clip = tmp_path / "deep/er/clip.mp4"
+    for count in (5, 3):
+        write_clip(FRAMES[:count], clip)
+        assert frames_of(clip) == count and list(clip.parent.iterdir()) == [clip]
+
+
+def test_a_write_that_fails_leaves_the_older_clip(tmp_path: Path) -> None:
+    """And nothing beside it; the error names the clip and a next step."""
+    clip = tmp_path / "clip.mp4"
+    clip.write_text("old")
+    with files_of_at_most(1000), pytest.raises(WanstoreError, match=r"clip.mp4: File too large\. .*ulimit"):
+        write_clip(FRAMES, clip)
+    assert clip.read_text() == "old" and list(tmp_path.iterdir()) == [clip]
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    """Clips may lie on another disk."""
+    (tmp_path / "disk").mkdir()
+    link, clip = tmp_path / "clip.mp4", tmp_path / "disk/clip.mp4"
+    link.symlink_to(clip)
+    write_clip(FRAMES, link)
+    assert link.is_symlink() and frames_of(clip) == 5
+
+
+def write_some(path: Path) -> None:
+    write_clip(FRAMES, path)
+
+
+@pytest.mark.parametrize("use", [check_place, write_some])
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("/proc/x.mp4", r"/proc/x.mp4: No such file"),
+        ("/dev/null", r"/dev/null is no regular file"),
+        (f"{__file__}/x.mp4", r"File exists\. Choose another path"),
+        (f"{__file__}/x/y.mp4", r"Not a directory\. Check the path"),
+        ("x" * 300 + "/clip.mp4", r"File name too long\. Choose a shorter path"),
+    ],
+)
+def test_a_place_where_no_clip_can_be_is_told(place: str, told: str, use: Callable[[Path], None]) -> None:
+    """Before a clip is made, and when it is written. A device is left as it is."""
+    with pytest.raises(WanstoreError, match=told):
+        use(Path(place))
+
+
+def test_a_place_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    """Its folder is made, and a clip that is there stays."""
+    clip = tmp_path / "folder/clip.mp4"
+    check_place(clip)
+    assert list(clip.parent.iterdir()) == []
+    clip.write_text("old")
+    check_place(clip)
+    assert clip.read_text() == "old" and list(clip.parent.iterdir()) == [clip]
+
+
+def test_a_clip_that_is_too_large_for_the_memory_is_named() -> None:
+    """With what torch says; its other errors stay what they are."""
+    told = r"64×64 and 5 frames .*\(CUDA out of memory\.\)"
+    with pytest.raises(DeviceMemoryError, match=told), plain_memory_errors(PRESET):
+        raise RuntimeError("CUDA out of memory.")
+    with pytest.raises(RuntimeError, match="illegal"), plain_memory_errors(PRESET):
+        raise RuntimeError("an illegal memory access")

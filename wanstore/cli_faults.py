@@ -1,0 +1,79 @@
+"""How `wanstore` ends: a fault, or Ctrl-C, is one line and status 1."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import click
+
+from wanstore.errors import WanstoreError, of_system
+
+_GO_ON = ("setup", "bench")
+"""The commands that find what an earlier run of theirs has done."""
+
+
+class Commands(click.Group):
+    """Commands whose foreseeable faults are one line and status 1; wrong usage is click's to tell, with status 2."""
+
+    def main(self, args: Any = None, *more: Any, **settings: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        settings["standalone_mode"] = False  # click would tell of Ctrl-C in its own words
+        with _interrupts_noted() as noted:
+            try:
+                status = super().main(arguments, *more, **settings) or 0
+            except click.ClickException as error:
+                error.show()
+                status = error.exit_code
+            except (Exception, KeyboardInterrupt) as error:
+                interrupted = noted or isinstance(error, KeyboardInterrupt | click.Abort)
+                told = _interrupted(arguments) if interrupted else _told(error)
+                if told is None:
+                    raise
+                click.echo(f"wanstore: {' '.join(told.split())}", err=True)
+                status = 1
+        sys.exit(status)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.Abort from error  # or click prints an empty line
+
+
+def _told(error: BaseException) -> str | None:
+    """A foreseeable fault with its next step; None for others."""
+    if isinstance(error, OSError) and not isinstance(error, WanstoreError):
+        error = of_system(error)
+    return str(error) if isinstance(error, WanstoreError) else None
+
+
+def _interrupted(arguments: list[str]) -> str:
+    # Python ends by the signal, whatever was caught since, if the interrupt came in an exec() of source text, as attrs'
+    # and dataclasses' are. The next one that goes well makes it forget that.
+    exec("")  # noqa: S102
+    goes_on = arguments[:1] and arguments[0] in _GO_ON
+    return f"Interrupted. Run the same command again: it {'goes on where it stopped' if goes_on else 'starts anew'}."
+
+
+@contextmanager
+def _interrupts_noted() -> Iterator[list[int]]:
+    """Ctrl-C is noted as it comes: in the midst of an import it may become an error of another kind."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # in the background it is to be ignored
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
