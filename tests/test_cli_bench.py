@@ -154,7 +154,7 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--size", "65x64"], 2, "multiple of 16"),
         (["--memory-gib", "22", "--device", "cpu"], 1, "Only a GPU's memory"),
         (["--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
-        (["--dtype", "vae=float32", "--dtype", "transformer=bfloat16"], 1, "Choose float16 or float32"),
+        (["--dtype", "vae=float32", "--dtype", "transformer=bfloat16"], 2, "Choose float16 or float32"),
         (["--memory", "little"], 2, "'auto', 'resident', 'streamed'"),
         (["--reference", "no/such/folder"], 2, "does not exist"),
         (["--reference", ".", "--keep-clips", "."], 1, "Clips can't be kept in the reference folder"),

@@ -14,7 +14,6 @@ from wanstore.cli_faults import Commands
 from wanstore.cli_options import (
     FilledPath,
     FiniteRange,
-    check_asked,
     device_option,
     dtype_option,
     filled,
@@ -182,7 +181,6 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
     from wanstore.terminal import TerminalProgress
 
     preset = resize(preset, **size)
-    check_asked(dtype)
     check_place(out)
     with plain_memory_errors(preset):
         with TerminalProgress(quiet=as_json) as progress:
@@ -230,7 +228,6 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
         raise click.UsageError("--store says where NAME is")
     if not (preset and name is not None) and (preset or memory_gib or dtype):
         raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
-    check_asked(dtype)
     pipeline = None if name is None else open_store_at(str(store_url)).local_path(name)
     if preset and pipeline:
         findings = plan_memory(pipeline, preset, dtype, memory_gib)

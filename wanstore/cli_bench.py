@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,25 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanstore.cli_options import dtype_option, json_option, memory_option, print_json, resize, store_option
+from wanstore.cli_options import (
+    FilledPath,
+    FiniteRange,
+    device_option,
+    dtype_option,
+    json_option,
+    memory_option,
+    print_json,
+    resize,
+    store_option,
+)
 from wanstore.errors import NotFoundError, WanstoreError
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.presets import Preset
     from wanstore.benchmarking.report import BenchmarkReport
-
-
-class _Positive(click.FloatRange):
-    """A finite number above 0: click alone takes nan for one that is in every range."""
-
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
 
 
 @click.command()
@@ -44,20 +40,20 @@ class _Positive(click.FloatRange):
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Clips of each preset.")
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True,
               help="Clips of two steps before them, which don't count.")  # fmt: skip
-@click.option("--memory-gib", type=_Positive(), help="Hold torch to so much of the GPU.")
+@click.option("--memory-gib", type=FiniteRange(0, min_open=True), help="Hold torch to so much of the GPU.")
 @click.option("--attention", help="A backend of diffusers, or auto: the fastest that works.  [default: the pipeline's]")
 @dtype_option
 @memory_option
-@click.option("--timeout", "timeout_seconds", type=_Positive(),
+@click.option("--timeout", "timeout_seconds", type=FiniteRange(0, min_open=True),
               help="Seconds that a preset may take, loading included.")  # fmt: skip
-@click.option("--device", help="cuda, cuda:1, cpu.  [default: cuda where there is one]")
+@device_option
 @click.option("--size", help="WIDTHxHEIGHT instead of the presets', multiples of 16.")
 @click.option("--frames", type=int, help="Frames instead of the presets', 4k+1.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), default="docs/benchmarks.md",
+@click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="docs/benchmarks.md",
               show_default=True, help="The page; its JSON and pictures go beside it.")  # fmt: skip
 @click.option("--compare", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="The JSON of an earlier run: say what changed.")  # fmt: skip
-@click.option("--keep-clips", type=click.Path(path_type=Path, file_okay=False),
+@click.option("--keep-clips", type=FilledPath(path_type=Path, file_okay=False),
               help="Save each preset's last clip in this folder.")  # fmt: skip
 @click.option("--reference", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="A folder of clips kept by an earlier run: compare with them.")  # fmt: skip

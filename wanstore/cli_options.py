@@ -42,7 +42,7 @@ class FiniteRange(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is not a number to count with", param, ctx)
+            self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
 
 
@@ -71,7 +71,7 @@ def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def dtype_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--dtype`, as dtypes by component; which there are is known to what loads."""
+    """`--dtype`, as dtypes by component."""
     told = "Compute in another dtype, as vae=float32. May be repeated.  [default: float16]"
     option = click.option("--dtype", multiple=True, metavar="COMPONENT=DTYPE", callback=_by_component, help=told)
     return option(function)
@@ -88,7 +88,15 @@ def _by_component(_context: click.Context, _parameter: click.Parameter, options:
     for option in options:
         if "=" not in option:
             raise click.BadParameter(f"{option!r} is not COMPONENT=DTYPE")
-    return dict(option.split("=", 1) for option in options)
+    dtypes = dict(option.split("=", 1) for option in options)
+    if dtypes:
+        from wanstore.loading.dtypes import check_dtypes
+
+        try:
+            check_dtypes(dtypes)
+        except NotSupportedError as error:
+            raise click.BadParameter(str(error)) from error
+    return dtypes
 
 
 def _device(_context: click.Context, _parameter: click.Parameter, device: str | None) -> str | None:
@@ -106,16 +114,6 @@ def _preset(_context: click.Context, _parameter: click.Parameter, name: str | No
         return preset_named(name)
     except NotFoundError as error:
         raise click.BadParameter(str(error)) from error
-
-
-def check_asked(dtype: dict[str, str]) -> None:
-    """Raise `click.BadParameter` unless each component is there and computes in the dtype that `--dtype` gives it."""
-    from wanstore.loading.dtypes import check_dtypes
-
-    try:
-        check_dtypes(dtype)
-    except NotSupportedError as error:
-        raise click.BadParameter(str(error), param_hint="--dtype") from error
 
 
 def open_store_at(url: str) -> WeightStore:
