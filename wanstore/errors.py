@@ -103,8 +103,9 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ba
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error of Python's or torch's says that memory, the device's or the host's, does not suffice."""
-    signs = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
-    return signs or isinstance(error, MemoryError)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own, not imported here
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
 
 
 _FREE_SPACE = "Free some space and run the same command again"

@@ -18,7 +18,7 @@ from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import driver_version
 from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Quality, Round
-from wanstore.errors import DeviceError, DeviceMemoryError, first_line
+from wanstore.errors import DeviceError, DeviceMemoryError, first_line, lacks_memory
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.memory import GIB
 from wanstore.versions import versions
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 WARM_UP_STEPS = 2
 """Denoising steps of a clip that doesn't count: one that sets things up, and one that runs as all later ones do."""
 _PACKAGES = ("wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "xformers")
-# What torch raises as a plain RuntimeError: its CPU allocator, and NVIDIA's libraries.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 @attrs.frozen
@@ -143,7 +141,7 @@ def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:
 
 def row_of(preset: Preset, error: BaseException) -> BenchmarkRow:
     """The row of a preset that failed: out of memory, or something else."""
-    out_of_memory = isinstance(error, MemoryError | DeviceMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+    out_of_memory = isinstance(error, DeviceMemoryError) or lacks_memory(error)
     return BenchmarkRow(preset, "out of memory" if out_of_memory else "failed", first_line(error))
 
 
