@@ -10,7 +10,6 @@ how the frames differ from the first way's. Needs a GPU.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
+from memory import differs
 
 from wanstore.benchmarking.presets import PRESETS, Preset
+from wanstore.clip import SPATIAL
 from wanstore.loading.lean_vae import make_lean
-
-GIB = 2**30
+from wanstore.loading.memory import GIB
 
 
 def main(options: argparse.Namespace) -> None:
@@ -35,7 +35,10 @@ def main(options: argparse.Namespace) -> None:
             _decode(vae(), latents[:, :, :3])  # sets up what is set up once
             frames, seconds, peak = _decode(vae(), latents)
             reference = frames if reference is None else reference
-            print(f"| {name} | {way} | {seconds:.2f} | {peak / GIB:.2f} | {_differs(frames, reference)} |", flush=True)
+            print(
+                f"| {name} | {way} | {seconds:.2f} | {peak / GIB:.2f} | {differs(frames, reference, span=2)} |",
+                flush=True,
+            )
 
 
 def _ways(folder: Path, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
@@ -65,27 +68,21 @@ def _ways(folder: Path, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
 
 
 def _latents(preset: Preset, dtype: torch.dtype) -> torch.Tensor:
-    shape = (1, 16, (preset.frames - 1) // 4 + 1, preset.height // 8, preset.width // 8)
+    shape = (1, 16, preset.clip.latent_frames, preset.height // SPATIAL, preset.width // SPATIAL)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("cuda", dtype)
 
 
 @torch.inference_mode()
-def _decode(decode: Any, latents: torch.Tensor) -> tuple[torch.Tensor, float, int]:
+def _decode(decode: Any, latents: torch.Tensor) -> tuple[Any, float, int]:
+    """The frames, as numpy's floats; seconds until they are in the CPU's memory, and the device's bytes at most."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     torch.cuda.synchronize()
     began = time.perf_counter()
-    frames = decode(latents, return_dict=False)[0]
-    torch.cuda.synchronize()
-    return frames.cpu(), time.perf_counter() - began, torch.cuda.max_memory_allocated() - before
-
-
-def _differs(frames: torch.Tensor, reference: torch.Tensor) -> str:
-    if torch.equal(frames, reference):
-        return "identical"
-    error = (frames.float() - reference.float()).square().mean().item() / 4  # of a range of 2
-    return f"PSNR {-10 * math.log10(error):.0f} dB"
+    frames = decode(latents, return_dict=False)[0].cpu()
+    seconds, peak = time.perf_counter() - began, torch.cuda.max_memory_allocated() - before
+    return frames.float().numpy(), seconds, peak
 
 
 if __name__ == "__main__":

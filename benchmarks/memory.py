@@ -26,8 +26,7 @@ from children import Child, Deadline
 from machine import describe
 
 from wanstore.benchmarking.presets import PRESETS
-
-GIB = 2**30
+from wanstore.loading.memory import GIB
 
 
 @attrs.frozen
@@ -209,10 +208,16 @@ def compare(frames: Any, path: Path) -> str:
     if not path.exists():
         np.save(path, frames)
         return "the reference"
-    wanted = np.load(path, mmap_mode="r")
+    return differs(frames, np.load(path, mmap_mode="r"))
+
+
+def differs(frames: Any, wanted: Any, span: int = 1) -> str:
+    """How far two clips are apart whose values, floats, have that span."""
+    import numpy as np
+
     if np.array_equal(frames, wanted):
         return "identical"
-    error = float(np.mean((frames - wanted) ** 2, dtype=np.float64))
+    error = float(np.mean((frames - wanted) ** 2, dtype=np.float64)) / span**2
     return f"PSNR {-10 * np.log10(error):.0f} dB"
 
 
