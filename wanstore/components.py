@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import attrs
+
+from wanstore.errors import NotSupportedError
 
 
 @attrs.frozen
@@ -49,3 +54,23 @@ COMPONENTS = {
     "vae": Component("diffusers", "AutoencoderKLWan", "diffusion_pytorch_model"),
 }  # fmt: skip
 """By their names in a pipeline folder; each may be of this one class."""
+
+
+def check_index(index: Mapping[str, Any], where: str) -> None:
+    """Raise `NotSupportedError` unless the `index`, a model_index.json, is a Wan 2.1 text-to-video pipeline's."""
+    kind = index.get("_class_name")
+    if kind != "WanPipeline":
+        raise NotSupportedError(
+            f"{where} describes a {kind}, not a Wan 2.1 WanPipeline",
+            "Use the text-to-video pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        )
+    two_stage = index.get("transformer_2", [None, None]) != [None, None] or index.get("boundary_ratio") is not None
+    if two_stage or index.get("expand_timesteps"):
+        raise NotSupportedError(f"{where} describes Wan 2.2, not a Wan 2.1 WanPipeline", "wanstore loads Wan 2.1 only")
+    for component, parts in COMPONENTS.items():
+        classes, found = [parts.library, parts.model_class], index.get(component)
+        if found != classes:
+            raise NotSupportedError(
+                f"{where} says that {component} is {found}, not {classes}",
+                "wanstore loads Wan 2.1 text-to-video only",
+            )

@@ -275,12 +275,8 @@ def _check_fits_models(plan: ConversionPlan) -> None:
 
 
 def _check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> None:
-    """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work.
-
-    Raises `NotSupportedError` for a pipeline that `load` would refuse.
-    """
+    """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work."""
     from wanstore.loading.assemble import load_scheduler
-    from wanstore.loading.check import check_pipeline
     from wanstore.loading.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -290,14 +286,10 @@ def _check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) 
             # Where the converter will look for it: it is fetched once.
             shutil.copyfile(plan.source.fetch(path, scratch / "source", progress), copy)
         try:
-            check_pipeline(Path(folder))
             load_scheduler(Path(folder))
             load_tokenizer(Path(folder, "tokenizer"))
-        except DamagedError as error:
+        except (DamagedError, NotSupportedError) as error:
             raise SourceError(error.what.replace(f"{folder}{os.sep}", ""), "Fetch the source again") from error
-        except NotSupportedError as error:
-            what = error.what.replace(f"{folder}{os.sep}", "").replace(folder, plan.record.location)
-            raise NotSupportedError(what, error.next_step) from error
 
 
 def _check_room(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:

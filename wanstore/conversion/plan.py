@@ -10,9 +10,9 @@ from typing import Any
 
 import attrs
 
-from wanstore.components import COMPONENTS
+from wanstore.components import COMPONENTS, check_index
 from wanstore.conversion.source import Source
-from wanstore.errors import NotFoundError, NotSupportedError, SourceError
+from wanstore.errors import NotFoundError, SourceError
 from wanstore.manifest import SourceRecord, digest_of
 from wanstore.safetensors_format import ITEM_BYTES, HeaderError, Layout, Tensor, lay_out, read_header
 
@@ -87,8 +87,7 @@ def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = S
 
     Raises `SourceError` naming file and tensor, and `NotSupportedError` for another kind of pipeline.
     """
-    index = _model_index(source)
-    _check_class(index)
+    check_index(_model_index(source), "model_index.json")
     configs = {component: _json(source, f"{component}/config.json") for component in COMPONENTS}
     shards: list[OutputShard] = []
     indexes: dict[str, dict[str, Any]] = {}
@@ -119,25 +118,6 @@ def _model_index(source: Source) -> dict[str, Any]:
             "Use a diffusers pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         )
     return _json(source, "model_index.json")
-
-
-def _check_class(index: dict[str, Any]) -> None:
-    kind = index.get("_class_name")
-    wrong = {
-        component: index.get(component)
-        for component, parts in COMPONENTS.items()
-        if not isinstance(index.get(component), list) or index[component][-1:] != [parts.model_class]
-    }
-    if kind != "WanPipeline" or index.get("transformer_2") not in (None, [None], [None, None]):
-        raise NotSupportedError(
-            f"model_index.json describes a {kind}, not a Wan 2.1 WanPipeline", "Use a Wan 2.1 text-to-video repo"
-        )
-    if wrong:
-        component, found = next(iter(wrong.items()))
-        raise NotSupportedError(
-            f"model_index.json says that {component} is {found}, not {COMPONENTS[component].model_class}",
-            "Use a Wan 2.1 text-to-video repo",
-        )
 
 
 def _json(source: Source, path: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from wanstore.components import COMPONENTS
-from wanstore.errors import DamagedError, NotFoundError, NotSupportedError
+from wanstore.components import check_index
+from wanstore.errors import DamagedError, NotFoundError
 from wanstore.files import files_below, hash_file
 from wanstore.interfaces import Progress, Quiet
 from wanstore.manifest import (
@@ -86,22 +86,7 @@ def check_pipeline(folder: Path) -> None:
     """
     if not (folder / "model_index.json").is_file():
         raise NotFoundError(f"{folder} is no pipeline folder: it has no model_index.json", "Check the path")
-    index = read_json(folder / "model_index.json")
-    if index.get("_class_name") != "WanPipeline":
-        raise NotSupportedError(
-            f"{folder / 'model_index.json'} describes a {index.get('_class_name')}, not a WanPipeline",
-            "Use the text-to-video pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        )
-    two_stage = index.get("transformer_2", [None, None]) != [None, None] or index.get("boundary_ratio") is not None
-    if two_stage or index.get("expand_timesteps"):
-        raise NotSupportedError(f"{folder} holds a Wan 2.2 pipeline", "wanstore loads Wan 2.1 only")
-    for component, parts in COMPONENTS.items():
-        classes = [parts.library, parts.model_class]
-        if index.get(component) != classes:
-            raise NotSupportedError(
-                f"{folder / 'model_index.json'} names {index.get(component)} as {component}, not {classes}",
-                "wanstore loads Wan 2.1 text-to-video only",
-            )
+    check_index(read_json(folder / "model_index.json"), str(folder / "model_index.json"))
 
 
 def tensor_records(folder: Path) -> dict[str, Any]:
