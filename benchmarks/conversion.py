@@ -25,8 +25,8 @@ from pathlib import Path
 
 def by_wanstore(source: Path, target: Path) -> None:
     """Statistics, SHA-256 and durable files included."""
+    from wanstore.conversion.folder import FolderSource
     from wanstore.conversion.fp16 import Fp16Converter
-    from wanstore.conversion.source import FolderSource
 
     converter = Fp16Converter()
     converter.convert(converter.plan(FolderSource(source)), target)

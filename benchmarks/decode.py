@@ -19,10 +19,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from memory import differs
 
-from wanstore.benchmarking.presets import PRESETS, Preset
-from wanstore.clip import SPATIAL
 from wanstore.loading.lean_vae import make_lean
 from wanstore.loading.memory import GIB
+from wanstore.presets import PRESETS, SPATIAL, Preset
 
 
 def main(options: argparse.Namespace) -> None:

@@ -22,8 +22,8 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
+from wanstore._safetensors_format import Layout, lay_out
 from wanstore.components import COMPONENTS, Component
-from wanstore.safetensors_format import Layout, lay_out
 from wanstore.testing.sealing import seal_as_is
 from wanstore.testing.tiny_wan import SPECIAL_TOKENS, make_tiny_wan, write_tokenizer
 

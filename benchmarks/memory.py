@@ -25,8 +25,8 @@ import attrs
 from children import Child, Deadline
 from machine import describe
 
-from wanstore.benchmarking.presets import PRESETS
 from wanstore.loading.memory import GIB
+from wanstore.presets import PRESETS
 
 
 @attrs.frozen

@@ -21,8 +21,8 @@ REPO = "bench/full-size"
 
 
 def fetch(source: str, target: Path) -> None:
+    from wanstore.api import open_source
     from wanstore.conversion.fp16 import Fp16Converter
-    from wanstore.flows import open_source
     from wanstore.interfaces import Quiet
 
     published = open_source(source)

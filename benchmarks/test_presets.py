@@ -18,10 +18,10 @@ from diffusers import WanPipeline
 
 import wanstore
 from wanstore.benchmarking.measure import PROMPT, measure_clip, watch_memory
-from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.runner import describe
 from wanstore.generation import generate, write_clip
 from wanstore.interfaces import Quiet
+from wanstore.presets import Preset
 from wanstore.testing.tiny_wan import make_tiny_wan
 
 PRESET = Preset("tiny", width=32, height=32, frames=5, steps=4)

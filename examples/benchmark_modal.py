@@ -37,7 +37,7 @@ app = modal.App("wanstore-benchmark", image=image)
 )
 def measure(volume: str, name: str, preset: str) -> tuple[Any, float]:
     """The report of one preset, and the seconds that it took with the loading."""
-    from wanstore.flows import bench
+    from wanstore.api import bench
 
     began = time.monotonic()
     report = bench(f"modal://{volume}/{name}", presets=[preset_to_run(preset)], device=DEVICE, attention=ATTENTION)
@@ -51,8 +51,8 @@ def main(
     import attrs
 
     from wanstore.benchmarking.page import write
-    from wanstore.benchmarking.presets import PRESETS, preset_named
     from wanstore.benchmarking.writable import check_page
+    from wanstore.presets import PRESETS, preset_named
 
     names = [preset_named(wanted).name for wanted in presets.split(",") if wanted] or list(PRESETS)
     check_page(Path(out))  # before a GPU is paid for

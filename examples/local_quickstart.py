@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 import wanstore
-from wanstore.benchmarking.presets import preset_named
 from wanstore.generation import generate, write_clip
+from wanstore.presets import preset_named
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--source", default="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")

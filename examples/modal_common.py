@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import modal
 
 if TYPE_CHECKING:
-    from wanstore.benchmarking.presets import Preset
+    from wanstore.presets import Preset
 
 REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 VOLUME = "anime-models"
@@ -55,7 +55,7 @@ def preset_to_run(name: str) -> Preset:
     """The preset of that name. Without a GPU it would take days, so there it is cut down to seconds."""
     import attrs
 
-    from wanstore.benchmarking.presets import preset_named
+    from wanstore.presets import preset_named
 
     preset = preset_named(name)
     return preset if DEVICE == "cuda" else attrs.evolve(preset, width=32, height=32, frames=5, steps=1)

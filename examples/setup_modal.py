@@ -44,8 +44,8 @@ app = modal.App("wanstore-setup", image=image)
 def set_up(volume: str, repo: str, revision: str, name: str, replace: bool) -> dict[str, Any]:
     """Download, convert, seal and commit. What another try may mend is raised, so that Modal tries again."""
     import wanstore
+    from wanstore._json import to_json
     from wanstore.errors import BusyError, WanstoreError
-    from wanstore.manifest import to_json
 
     began = time.monotonic()
     try:

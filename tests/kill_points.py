@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import wanstore.loading.assemble  # noqa: F401  the heavy imports, once
-from wanstore.flows import setup
+from wanstore.api import setup
 from wanstore.stores.local import LocalStore
 
 EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"}

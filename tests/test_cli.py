@@ -19,7 +19,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from wanstore import doctor, flows
+from wanstore import api as flows
+from wanstore import doctor
 from wanstore.cli import main
 from wanstore.manifest import CONVERSION_NAME
 
@@ -223,7 +224,7 @@ import os, signal
 import wanstore.cli, wanstore.flows
 def stopped(*_, **__):
     {interrupt}
-wanstore.flows.setup = wanstore.flows.load = stopped
+wanstore.api.setup = wanstore.api.load = stopped
 wanstore.cli.main({[command, "x", "--store", "y", *(["--prompt", "z"] if command == "generate" else [])]!r})
 """
     (tmp_path / "program.py").write_text(program)

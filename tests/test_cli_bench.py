@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from wanstore.benchmarking.presets import PRESETS
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
+from wanstore.presets import PRESETS
 from wanstore.testing.sealing import seal_as_is
 
 QUICK = ("--device", "cpu", "--dtype", "vae=float32")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wanstore.errors import lacks_memory, of_system
+from wanstore._error_translation import lacks_memory, of_system
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EBUSY])

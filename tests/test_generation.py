@@ -11,9 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from wanstore.benchmarking.presets import Preset
 from wanstore.errors import DeviceMemoryError, WanstoreError
 from wanstore.generation import check_place, plain_memory_errors, write_clip
+from wanstore.presets import Preset
 
 FRAMES = np.random.default_rng(0).random((5, 64, 64, 3), np.float32)
 PRESET = Preset("tiny", width=64, height=64, frames=5)

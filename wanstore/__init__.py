@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wanstore.api import benchmark, load, setup
     from wanstore.errors import WanstoreError
-    from wanstore.flows import benchmark, load, setup
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
     from wanstore.loading import activate
     from wanstore.loading.memory import MemoryPlan

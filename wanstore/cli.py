@@ -27,7 +27,7 @@ from wanstore.cli_options import (
 )
 
 if TYPE_CHECKING:
-    from wanstore.benchmarking.presets import Preset
+    from wanstore.presets import Preset
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -60,9 +60,9 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
     SOURCE is a Hub repo such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or a diffusers folder. An interrupted run
     goes on where it stopped; a second run of the same recipe has nothing to do.
     """
+    from wanstore._json import to_json
+    from wanstore.api import setup as run_setup
     from wanstore.conversion.fp16 import Fp16Converter
-    from wanstore.flows import setup as run_setup
-    from wanstore.manifest import to_json
     from wanstore.terminal import TerminalProgress, human_bytes
 
     converter = Fp16Converter(overflow=overflow)
@@ -79,7 +79,7 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
 @json_option
 def list_pipelines(store_url: str, as_json: bool) -> None:
     """List the sealed pipelines of a store."""
-    from wanstore.manifest import to_json
+    from wanstore._json import to_json
 
     manifests = open_store_at(store_url).list()
     if as_json:
@@ -102,8 +102,8 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 @json_option
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show a pipeline's manifest: source, conversion, files."""
+    from wanstore._json import to_json
     from wanstore.loading.check import tensor_records
-    from wanstore.manifest import to_json
 
     store = open_store_at(store_url)
     manifest = store.manifest(name)
@@ -175,7 +175,7 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
              dtype: dict[str, str], memory: Any, verify: bool, out: Path, as_json: bool, preset: Preset,
              **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
-    from wanstore.flows import load
+    from wanstore.api import load
     from wanstore.generation import check_place, plain_memory_errors, write_clip
     from wanstore.generation import generate as make_clip
     from wanstore.terminal import TerminalProgress

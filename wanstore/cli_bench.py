@@ -25,8 +25,8 @@ from wanstore.cli_options import (
 from wanstore.errors import NotFoundError, WanstoreError
 
 if TYPE_CHECKING:
-    from wanstore.benchmarking.presets import Preset
     from wanstore.benchmarking.report import BenchmarkReport
+    from wanstore.presets import Preset
 
 
 @click.command()
@@ -67,8 +67,8 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
     Each preset runs in a process of its own; one that fails is a row of the table. It is an error if all do. A run
     that was stopped goes on where it was.
     """
+    from wanstore.api import bench as run_bench
     from wanstore.benchmarking.report import BenchmarkReport
-    from wanstore.flows import bench as run_bench
     from wanstore.terminal import TerminalProgress
 
     if out.suffix == ".json":
@@ -91,7 +91,7 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
 
 
 def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
-    from wanstore.benchmarking.presets import load_presets, preset_named
+    from wanstore.presets import load_presets, preset_named
 
     presets = load_presets(file)
     if wanted is None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from wanstore.errors import WanstoreError, of_system
+from wanstore._error_translation import of_system
+from wanstore.errors import WanstoreError
 
 _GO_ON = ("setup", "bench")
 """The commands that find what an earlier run of theirs has done."""

@@ -13,8 +13,8 @@ import click
 from wanstore.errors import NotFoundError, NotSupportedError
 
 if TYPE_CHECKING:
-    from wanstore.benchmarking.presets import Preset
     from wanstore.interfaces import WeightStore
+    from wanstore.presets import Preset
 
 _STORE_HELP = "A folder, file:///folder, or the URL of an installed backend."
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
@@ -108,7 +108,7 @@ def _device(_context: click.Context, _parameter: click.Parameter, device: str | 
 def _preset(_context: click.Context, _parameter: click.Parameter, name: str | None) -> Preset | None:
     if name is None:
         return None
-    from wanstore.benchmarking.presets import preset_named
+    from wanstore.presets import preset_named
 
     try:
         return preset_named(name)

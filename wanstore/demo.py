@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.presets import Preset
 from wanstore.errors import AlreadyExistsError, NotFoundError
+from wanstore.presets import Preset
 from wanstore.terminal import human_bytes
 from wanstore.testing.hub import LoopbackHub
 

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wanstore.benchmarking.presets import Preset
+from wanstore._versions import versions
 from wanstore.errors import AccessError
 from wanstore.loading import load as load_pipeline
 from wanstore.loading.ceilings import Ceilings, measure_ceilings
 from wanstore.loading.dtypes import check_dtypes
 from wanstore.loading.memory import GIB, choose_plan
 from wanstore.loading.report import LoadReport
-from wanstore.versions import versions
+from wanstore.presets import Preset
 
 _PACKAGES = (
     "wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers",

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanstore.benchmarking.presets import FRAMES_PER_SECOND, Preset
-from wanstore.errors import AlreadyExistsError, DeviceMemoryError, first_line, lacks_memory, of_system
+from wanstore._error_translation import first_line, lacks_memory, of_system
+from wanstore.errors import AlreadyExistsError, DeviceMemoryError
 from wanstore.interfaces import Progress, Quiet
+from wanstore.presets import FRAMES_PER_SECOND, Preset
 
 if TYPE_CHECKING:
     import numpy

@@ -10,16 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import attrs
 
-if TYPE_CHECKING:
-    from wanstore.benchmarking.presets import Preset
-    from wanstore.benchmarking.report import BenchmarkReport
-    from wanstore.conversion.plan import ConversionPlan
-    from wanstore.conversion.source import Source
-    from wanstore.manifest import ConversionRecord, FileEntry, Manifest
+from wanstore._safetensors_format import Layout, Tensor
+from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
+from wanstore.presets import Preset
 
 
 class Progress(Protocol):
@@ -127,6 +124,81 @@ class WeightStore(ABC):
         """Drop what dead runs left behind; what live runs are writing stays. Nothing to do by default."""
 
 
+class Source(ABC):
+    """Published weights at one fixed state. Nothing large moves before `fetch`."""
+
+    record: SourceRecord
+    files: dict[str, int]
+    """Every file of the source: its relative path, and its size in bytes."""
+
+    @abstractmethod
+    def head(self, path: str, size: int) -> bytes:
+        """The first `size` bytes of a file; fewer only when the file is shorter. Raises `SourceError`."""
+
+    @abstractmethod
+    def fetch(self, path: str, into: Path, progress: Progress) -> Path:
+        """A local file with the whole, checked content; downloads go below the folder `into`, resumably.
+
+        `progress` hears a task named `path`. Safe to call from several threads, for different paths.
+        """
+
+    def release(self, path: str, fetched: Path) -> None:
+        """The fetched file is no longer needed. A copy made by `fetch` is deleted, an original is not."""
+
+    def stop(self) -> None:
+        """Make fetches that are under way in other threads end soon, with an error; what they have stays."""
+
+
+@attrs.frozen
+class OutputShard:
+    """One file to write: `layout` says where each tensor goes, `reads` where each comes from in `source_path`."""
+
+    component: str
+    path: str
+    source_path: str
+    reads: tuple[Tensor, ...]
+    layout: Layout
+
+
+@attrs.frozen
+class ConversionPlan:
+    """All that a conversion writes: converted shards, small files copied, and indexes made anew.
+
+    `source_indexes` are read in planning and not copied: only a kept source needs them.
+    """
+
+    source: Source
+    shards: tuple[OutputShard, ...]
+    copies: tuple[str, ...]
+    indexes: dict[str, dict[str, Any]]
+    source_indexes: tuple[str, ...]
+    configs: dict[str, dict[str, Any]]
+
+    @property
+    def record(self) -> SourceRecord:
+        return self.source.record
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source files that hold weights."""
+        return sum(self.source.files[path] for path in self.source_paths)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the converted shards."""
+        return sum(shard.layout.file_bytes for shard in self.shards)
+
+    @property
+    def source_paths(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(shard.source_path for shard in self.shards))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most disk space used at once, if the source has to be downloaded: the output and two source shards."""
+        two = sorted((self.source.files[path] for path in self.source_paths), reverse=True)[:2]
+        return self.stored_bytes + sum(two) + sum(self.source.files[path] for path in self.copies)
+
+
 @attrs.frozen
 class Converted:
     """What a conversion wrote: its record, and every file of the target."""
@@ -161,9 +233,20 @@ class Converter(ABC):
         """
 
 
+class Report(Protocol):
+    """What a benchmark found; `wanstore.benchmarking.report.BenchmarkReport` is wanstore's own."""
+
+    @property
+    def safe_preset(self) -> str | None:
+        """The preset that degraded mode falls back to; None if none qualifies."""
+
+    def to_json(self) -> str:
+        """The whole report as a JSON document."""
+
+
 class Benchmarker(ABC):
     """Measures what presets cost."""
 
     @abstractmethod
-    def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
+    def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> Report:
         """Run each preset; a preset that fails is a row of the report, not an error."""

@@ -7,23 +7,17 @@ is noticed as surely as one in a weight file.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
 
 import attrs
-import cattrs
-from cattrs.gen import make_dict_structure_fn
 
+from wanstore._json import digest_of, from_json, to_json
 from wanstore.errors import DamagedError, NotSupportedError
 
 MANIFEST_NAME = "wanstore.json"
 CONVERSION_NAME = "conversion.json"
 SCHEMA_VERSION = 1
-
-T = TypeVar("T")
 
 
 def _inside(_: object, __: object, value: str) -> None:
@@ -133,35 +127,6 @@ class Manifest:
     def digest(self) -> str:
         """SHA-256 over everything the manifest says but its name: a renamed copy keeps its digest."""
         return digest_of({k: v for k, v in to_json(self).items() if k != "name"})
-
-
-def digest_of(data: Mapping[str, Any]) -> str:
-    """SHA-256 of `data` as canonical JSON: sorted keys, no spaces."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter(forbid_extra_keys=False)
-    # A schema-1 reader must not guess: what is missing is an error, what is new is left alone.
-    converter.register_structure_hook(Manifest, make_dict_structure_fn(Manifest, converter))
-    return converter
-
-
-_JSON = _converter()
-
-
-def to_json(data: Any) -> Any:
-    """`data` (one of this module's classes, or a list of them) as plain dicts and lists, ready for `json.dumps`."""
-    return json.loads(json.dumps(_JSON.unstructure(data)))
-
-
-def from_json(data: Any, cls: type[T]) -> T:
-    """The inverse of `to_json`; raises `ValueError` when `data` does not fit."""
-    try:
-        return _JSON.structure(data, cls)
-    except Exception as error:  # cattrs raises groups of many kinds; the caller needs one
-        reasons = cattrs.transform_error(error)
-        raise ValueError("; ".join(reasons)) from error
 
 
 def dump_manifest(manifest: Manifest) -> bytes:

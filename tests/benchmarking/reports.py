@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.presets import PRESETS
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Memory, Quality, Round
+from wanstore.presets import PRESETS
 
 GPU = Environment(
     device="NVIDIA H100 80GB HBM3",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wanstore.benchmarking.attention import compare_backends
-from wanstore.benchmarking.presets import PRESETS, Preset
+from wanstore.presets import PRESETS, Preset
 
 
 def test_tokens_are_those_of_the_transformer() -> None:

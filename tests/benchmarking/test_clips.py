@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from wanstore._files import hash_file
 from wanstore.benchmarking import clips
 from wanstore.benchmarking.clips import hash_clip, open_clip, save_clip
-from wanstore.benchmarking.presets import Preset
-from wanstore.files import hash_file
+from wanstore.presets import Preset
 
 PRESET = Preset("480p/3s", width=32, height=16, frames=5)
 

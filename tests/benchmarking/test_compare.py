@@ -10,8 +10,8 @@ import pytest
 
 from tests.benchmarking.reports import failed, report, row
 from wanstore.benchmarking.compare import compare
-from wanstore.benchmarking.presets import PRESETS
 from wanstore.benchmarking.report import Memory, Quality
+from wanstore.presets import PRESETS
 
 
 def test_the_same_report_twice_has_no_regressions() -> None:

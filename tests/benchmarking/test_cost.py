@@ -9,8 +9,8 @@ import pytest
 
 from wanstore.benchmarking.cost import PRICES, clip_cost, load_prices
 from wanstore.benchmarking.estimate import denoising_petaflop, estimate
-from wanstore.benchmarking.presets import PRESETS
 from wanstore.errors import InvalidSettingError, NotFoundError
+from wanstore.presets import PRESETS
 
 OWN = 'date = "2027-01-01"\nsource = "our contract"\n'
 

@@ -13,8 +13,8 @@ import wanstore
 from wanstore.benchmarking import measure
 from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import DeviceWatch
-from wanstore.benchmarking.presets import Preset
 from wanstore.interfaces import Quiet
+from wanstore.presets import Preset
 
 PRESET = Preset("tiny", width=32, height=32, frames=5, steps=3)
 

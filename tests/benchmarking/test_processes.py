@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from wanstore.benchmarking.clips import hash_clip, save_clip
-from wanstore.benchmarking.presets import PRESETS, Preset
 from wanstore.benchmarking.processes import ALL, ProcessBenchmarker, step_weight
 from wanstore.benchmarking.report import BenchmarkRow
 from wanstore.errors import AccessError, NotFoundError, NotSupportedError, WanstoreError
+from wanstore.presets import PRESETS, Preset
 
 WIDE = {"vae": "float32"}
 """A CPU takes eight times as long to decode in float16."""

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from wanstore.benchmarking.presets import Preset
+from wanstore._json import to_json
 from wanstore.benchmarking.quality import PSNR_CEILING, SSIM_FRAMES, examine
 from wanstore.benchmarking.report import Quality
 from wanstore.generation import eight_bits
-from wanstore.manifest import to_json
+from wanstore.presets import Preset
 
 Clip = np.ndarray[Any, Any]
 

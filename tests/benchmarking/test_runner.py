@@ -13,12 +13,12 @@ import pytest
 import wanstore
 from wanstore.benchmarking import runner
 from wanstore.benchmarking.clips import hash_clip
-from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.quality import PSNR_CEILING
 from wanstore.benchmarking.report import BenchmarkReport, Round
 from wanstore.benchmarking.runner import PipelineBenchmarker
 from wanstore.interfaces import Quiet
 from wanstore.loading import staged
+from wanstore.presets import Preset
 
 PRESET = Preset("tiny", width=32, height=32, frames=5, steps=4)
 ABSURD = attrs.evolve(PRESET, name="absurd", width=16_000_000, height=16_000_000)

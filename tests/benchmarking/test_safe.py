@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.benchmarking.reports import clip, failed, report, row
-from wanstore.benchmarking.presets import PRESETS
 from wanstore.benchmarking.report import BenchmarkRow, Memory, Quality
 from wanstore.benchmarking.safe import MEMORY_SHARE, choose_safe, needed_gib
+from wanstore.presets import PRESETS
 
 
 def test_the_cheapest_that_qualifies_is_safe() -> None:

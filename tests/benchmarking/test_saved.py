@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from wanstore.benchmarking.presets import PRESETS
 from wanstore.benchmarking.report import BenchmarkRow, Round
 from wanstore.benchmarking.saved import SavedRows
+from wanstore.presets import PRESETS
 
 ROW = BenchmarkRow(
     PRESETS["480p/3s"], rounds=(Round(1.0, (0.5, 0.25), 1.0, 0.125, 3.0),), attention_seconds={"native": 1.5}

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from wanstore.conversion.folder import FolderSource
 from wanstore.conversion.fp16 import Fp16Converter
-from wanstore.conversion.source import FolderSource
 from wanstore.errors import ConversionRefusedError, SourceError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.manifest import ConversionRecord
@@ -249,7 +249,7 @@ def test_memory_stays_flat_whatever_the_size(tmp_path: Path) -> None:
         write_pipeline(tmp_path / name, shards(2, elements))
         code = (
             "import sys; from pathlib import Path; from wanstore.conversion.fp16 import Fp16Converter;"
-            "from wanstore.conversion.source import FolderSource; c = Fp16Converter();"
+            "from wanstore.conversion.folder import FolderSource; c = Fp16Converter();"
             "c.convert(c.plan(FolderSource(Path(sys.argv[1]))), Path(sys.argv[2]));"
             "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
         )

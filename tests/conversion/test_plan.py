@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from wanstore.conversion.folder import FolderSource
 from wanstore.conversion.fp16 import Fp16Converter
-from wanstore.conversion.source import FolderSource
 from wanstore.errors import WanstoreError
 from wanstore.testing.converters import write_pipeline
 

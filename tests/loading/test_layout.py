@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from wanstore._safetensors_format import ITEM_BYTES, Tensor
+from wanstore._safetensors_format import lay_out as lay_out_stored
 from wanstore.loading.layout import PIECE_BYTES, Layout, lay_out_buffers, lay_out_files
-from wanstore.safetensors_format import ITEM_BYTES, Tensor
-from wanstore.safetensors_format import lay_out as lay_out_stored
 
 KINDS = st.sampled_from(["F16", "F32", "BF16", "F64", "I64", "BOOL"])
 SHAPES = st.lists(st.integers(0, 300), max_size=3).map(tuple)

@@ -12,10 +12,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wanstore.clip import Clip
 from wanstore.loading import tiles
 from wanstore.loading.lean_vae import make_lean
 from wanstore.loading.memory import MemoryPlan, Needs
+from wanstore.presets import Clip
 from wanstore.testing.tiny_wan import VAE
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

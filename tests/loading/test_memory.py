@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from wanstore.clip import Clip
 from wanstore.errors import DeviceMemoryError, NotSupportedError
 from wanstore.loading.memory import GIB, STAGES, TILES, MemoryPlan, Needs, check_memory, choose_plan, weight_bytes
+from wanstore.presets import Clip
 
 ALL = tuple(STAGES.values())
 WEIGHTS = {"transformer": 2_844_255_200, "text_encoder": 13_370_000_000, "vae": 253_785_062}

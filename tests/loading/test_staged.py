@@ -14,9 +14,9 @@ import diffusers
 import pytest
 import torch
 
-from wanstore.clip import Clip
 from wanstore.errors import ChangedError, DeviceMemoryError, NotFoundError, NotSupportedError
 from wanstore.loading import MemoryPlan, activate, load, transfer
+from wanstore.presets import Clip
 from wanstore.testing.sealing import seal_as_is
 from wanstore.testing.tiny_wan import make_tiny_wan
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from wanstore._safetensors_format import lay_out
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
 from wanstore.loading import layout as layouts
 from wanstore.loading import reads as reads_module
@@ -32,7 +33,6 @@ from wanstore.loading.to_host import move_to_host
 from wanstore.loading.transfer import Transfer
 from wanstore.loading.weight_files import WeightFile, open_weight_file
 from wanstore.loading.work import Work
-from wanstore.safetensors_format import lay_out
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from wanstore.files import files_below, hash_file
+from wanstore._files import files_below, hash_file
 from wanstore.testing.tiny_wan import make_tiny_wan
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from wanstore.benchmarking.presets import Preset
+from wanstore.presets import Preset
 
 CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "xformers", "flash")
 """diffusers' names of what may be installed; `native` leaves the choice to torch."""

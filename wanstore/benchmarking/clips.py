@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanstore.benchmarking.presets import Preset
-from wanstore.files import hash_file, sync
+from wanstore._files import hash_file, sync
 from wanstore.generation import eight_bits
+from wanstore.presets import Preset
 
 if TYPE_CHECKING:
     import numpy

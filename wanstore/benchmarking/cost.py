@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.settings import read_toml
+from wanstore._toml import read_toml
 from wanstore.errors import InvalidSettingError, NotFoundError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from wanstore.benchmarking.presets import PRESETS, Preset
+from wanstore.presets import PRESETS, Preset
 
 L4_TFLOPS = (40.0, 60.0)
 """What an L4 is taken to reach, in TFLOP/s: a third to a half of the 121 of its data sheet (dense fp16)."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wanstore.benchmarking.presets import FRAMES_PER_SECOND, Preset
 from wanstore.benchmarking.report import BenchmarkRow, Environment
+from wanstore.presets import FRAMES_PER_SECOND, Preset
 
 NONE = "–"
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from wanstore.benchmarking.nvml import DeviceWatch, watch_device
-from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import Memory, Round
 from wanstore.generation import generate, write_clip
 from wanstore.interfaces import Progress
 from wanstore.loading.memory import OUTPUT
+from wanstore.presets import Preset
 
 if TYPE_CHECKING:
     import numpy

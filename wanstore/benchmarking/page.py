@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wanstore._error_translation import plain_os_errors
 from wanstore.benchmarking import sections
 from wanstore.benchmarking.charts import draw
 from wanstore.benchmarking.cost import PRICES, Prices
 from wanstore.benchmarking.markdown import NONE, clip_of, measured_on, number, result_of, table
 from wanstore.benchmarking.writable import check_page
-from wanstore.errors import plain_os_errors
 from wanstore.terminal import plain_table
 
 if TYPE_CHECKING:

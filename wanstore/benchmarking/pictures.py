@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanstore.benchmarking.presets import FRAMES_PER_SECOND
+from wanstore.presets import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
     import numpy

@@ -10,8 +10,8 @@ from typing import Any
 
 import attrs
 
+from wanstore._json import digest_of, from_json, to_json
 from wanstore.benchmarking.clips import hash_clip
-from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
 from wanstore.benchmarking.runner import WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.saved import SavedRows
@@ -22,7 +22,8 @@ from wanstore.errors import DeviceError, NotFoundError, NotSupportedError, Wanst
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.dtypes import check_dtypes
 from wanstore.loading.memory import MemoryName, check_memory
-from wanstore.manifest import Manifest, digest_of, from_json, read_manifest, to_json
+from wanstore.manifest import Manifest, read_manifest
+from wanstore.presets import Preset
 
 ALL = "all presets"
 """The progress's task that stands for the whole run."""

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import Quality
+from wanstore.presets import Preset
 
 if TYPE_CHECKING:
     import numpy

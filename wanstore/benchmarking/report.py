@@ -10,10 +10,10 @@ from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.presets import Preset
+from wanstore._json import from_json, to_json
 from wanstore.benchmarking.safe import SafeChoice, choose_safe
 from wanstore.errors import DamagedError, NotSupportedError
-from wanstore.manifest import from_json, to_json
+from wanstore.presets import Preset
 
 SCHEMA_VERSION = 1
 _DERIVED = ("safe_preset", "comparison")

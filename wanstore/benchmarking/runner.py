@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from wanstore._error_translation import first_line, lacks_memory
+from wanstore._versions import versions
 from wanstore.benchmarking.clips import open_clip, save_clip
 from wanstore.benchmarking.measure import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.nvml import driver_version
-from wanstore.benchmarking.presets import Preset
 from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Quality, Round
-from wanstore.errors import DeviceError, DeviceMemoryError, first_line, lacks_memory
+from wanstore.errors import DeviceError, DeviceMemoryError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.loading.memory import GIB
-from wanstore.versions import versions
+from wanstore.presets import Preset
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from wanstore._json import from_json, to_json
 from wanstore.benchmarking.report import BenchmarkRow
-from wanstore.manifest import from_json, to_json
 
 _FINAL = ("ok", "out of memory", "failed")
 """What another try would find again; a timeout or a crash may have been the machine's fault."""

@@ -17,11 +17,11 @@ from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.presets import Preset
+from wanstore._json import from_json, to_json
 from wanstore.benchmarking.report import BenchmarkRow, Environment
 from wanstore.errors import DeviceError, NotSupportedError, WanstoreError
 from wanstore.loading.memory import MemoryName
-from wanstore.manifest import from_json, to_json
+from wanstore.presets import Preset
 
 
 @attrs.frozen

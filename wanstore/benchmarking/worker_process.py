@@ -15,8 +15,8 @@ from typing import IO
 
 import attrs
 
+from wanstore._json import to_json
 from wanstore.benchmarking.worker import Job
-from wanstore.manifest import to_json
 
 
 @attrs.frozen

@@ -14,9 +14,9 @@ from typing import Any, TextIO
 
 import attrs
 
+from wanstore._files import sync
 from wanstore.conversion.hub_http import Http, Limits, NoRangesError, PassingError, stopped_error
 from wanstore.errors import DamagedError
-from wanstore.files import sync
 from wanstore.interfaces import Progress
 
 _SAVE_BYTES = 4 << 20

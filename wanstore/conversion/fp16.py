@@ -7,6 +7,7 @@ lets an interrupted conversion go on after the last whole shard.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -18,13 +19,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from wanstore._error_translation import plain_os_errors
+from wanstore._files import hash_file, sync
+from wanstore._json import digest_of, to_json
+from wanstore._safetensors_format import ITEM_BYTES
 from wanstore.conversion.journal import Journal
-from wanstore.conversion.plan import ConversionPlan, OutputShard, make_plan
-from wanstore.conversion.source import Source
+from wanstore.conversion.plan import make_plan
 from wanstore.conversion.stream import WrittenShard, convert_shard
-from wanstore.errors import ConversionRefusedError, plain_os_errors
-from wanstore.files import hash_file, sync
-from wanstore.interfaces import Converted, Converter, Progress, Quiet
+from wanstore.errors import ConversionRefusedError
+from wanstore.interfaces import ConversionPlan, Converted, Converter, OutputShard, Progress, Quiet, Source
 from wanstore.manifest import (
     CONVERSION_NAME,
     SCHEMA_VERSION,
@@ -32,10 +35,7 @@ from wanstore.manifest import (
     ConversionRecord,
     FileEntry,
     TensorRecord,
-    digest_of,
-    to_json,
 )
-from wanstore.safetensors_format import ITEM_BYTES
 
 STORED_DTYPE = {"F64": "F16", "F32": "F16", "BF16": "F16", "F16": "F16"}
 """fp16 only: the decision that this library rests on."""
@@ -80,7 +80,7 @@ class Fp16Converter(Converter):
     def _convert_shards(
         self, plan: ConversionPlan, target: Path, scratch: Path, progress: Progress
     ) -> list[WrittenShard]:
-        journal = Journal(scratch / "journal.jsonl", digest_of({"plan": plan.fingerprint, "options": self.options}))
+        journal = Journal(scratch / "journal.jsonl", digest_of({"plan": _fingerprint(plan), "options": self.options}))
         written = journal.whole_shards(target)
         if written:
             progress.message(f"Going on: {len(written)} of {len(plan.shards)} shards are already converted")
@@ -152,6 +152,12 @@ def refuse_unfit(shards: Sequence[WrittenShard], *, clamp: bool) -> None:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more
+
+
+def _fingerprint(plan: ConversionPlan) -> str:
+    """Equal for plans that write the same from the same."""
+    shards = [[s.path, s.source_path, hashlib.sha256(s.layout.header).hexdigest()] for s in plan.shards]
+    return digest_of({"source": plan.record.commit, "shards": shards})
 
 
 def _write_small_files(

@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from wanstore._error_translation import plain_os_errors
 from wanstore.conversion.download import Download, TreeFile
 from wanstore.conversion.hub_http import Http, Limits
-from wanstore.conversion.source import Source
-from wanstore.errors import InvalidNameError, SourceError, plain_os_errors
-from wanstore.interfaces import Progress, Quiet
+from wanstore.errors import InvalidNameError, SourceError
+from wanstore.interfaces import Progress, Quiet, Source
 from wanstore.manifest import SourceRecord
 
 __all__ = ["HubSource", "Limits"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from wanstore._files import hash_file, sync
+from wanstore._json import from_json, to_json
 from wanstore.conversion.stream import WrittenShard
-from wanstore.files import hash_file, sync
-from wanstore.manifest import from_json, to_json
 
 
 class Journal:

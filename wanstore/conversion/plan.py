@@ -2,84 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-import attrs
-
+from wanstore._safetensors_format import ITEM_BYTES, HeaderError, Tensor, lay_out, read_header
 from wanstore.components import COMPONENTS, check_index
-from wanstore.conversion.source import Source
 from wanstore.errors import NotFoundError, SourceError
-from wanstore.manifest import SourceRecord, digest_of
-from wanstore.safetensors_format import ITEM_BYTES, HeaderError, Layout, Tensor, lay_out, read_header
+from wanstore.interfaces import ConversionPlan, OutputShard, Source
 
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _MAX_JSON_BYTES = 64 << 20
 SHARD_BYTES = 5_000_000_000
 """Largest output file, as diffusers' `save_pretrained` defaults to."""
-
-
-@attrs.frozen
-class OutputShard:
-    """One file to write: `layout` says where each tensor goes, `reads` where each comes from in `source_path`."""
-
-    component: str
-    path: str
-    source_path: str
-    reads: tuple[Tensor, ...]
-    layout: Layout
-
-
-@attrs.frozen
-class ConversionPlan:
-    """All that a conversion writes: converted shards, small files copied, and indexes made anew.
-
-    `source_indexes` are read in planning and not copied: only a kept source needs them.
-    """
-
-    source: Source
-    shards: tuple[OutputShard, ...]
-    copies: tuple[str, ...]
-    indexes: dict[str, dict[str, Any]]
-    source_indexes: tuple[str, ...]
-    configs: dict[str, dict[str, Any]]
-
-    @property
-    def record(self) -> SourceRecord:
-        return self.source.record
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for plans that write the same from the same."""
-        return digest_of(
-            {
-                "source": self.record.commit,
-                "shards": [[s.path, s.source_path, hashlib.sha256(s.layout.header).hexdigest()] for s in self.shards],
-            }
-        )
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the source files that hold weights."""
-        return sum(self.source.files[path] for path in self.source_paths)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the converted shards."""
-        return sum(shard.layout.file_bytes for shard in self.shards)
-
-    @property
-    def source_paths(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(shard.source_path for shard in self.shards))
-
-    @property
-    def peak_bytes(self) -> int:
-        """Most disk space used at once, if the source has to be downloaded: the output and two source shards."""
-        two = sorted((self.source.files[path] for path in self.source_paths), reverse=True)[:2]
-        return self.stored_bytes + sum(two) + sum(self.source.files[path] for path in self.copies)
 
 
 def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = SHARD_BYTES) -> ConversionPlan:

@@ -8,8 +8,8 @@ import attrs
 import numpy as np
 import torch
 
+from wanstore._safetensors_format import Tensor
 from wanstore.manifest import TensorRecord
-from wanstore.safetensors_format import Tensor
 
 LARGEST = 65504.0
 """The largest finite float16."""

@@ -21,11 +21,11 @@ from typing import Self
 import attrs
 import torch
 
-from wanstore.conversion.plan import OutputShard
+from wanstore._safetensors_format import DATA_ALIGNMENT, ITEM_BYTES
 from wanstore.conversion.statistics import PIECE_ELEMENTS, Float16Caster, TensorStatistics
 from wanstore.errors import SourceError
+from wanstore.interfaces import OutputShard
 from wanstore.manifest import TensorRecord
-from wanstore.safetensors_format import DATA_ALIGNMENT, ITEM_BYTES
 
 _BLOCK_BYTES = 4 << 20
 _FILLING_THREADS = max(1, min(3, os.cpu_count() or 1))

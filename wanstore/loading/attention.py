@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
-from wanstore.errors import NotSupportedError, first_line
+from wanstore._error_translation import first_line
+from wanstore.errors import NotSupportedError
 from wanstore.loading.imports import settle_gpu
 from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import Attention

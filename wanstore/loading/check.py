@@ -9,19 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from wanstore._files import files_below, hash_file
+from wanstore._json import from_json
 from wanstore.components import check_index
 from wanstore.errors import DamagedError, NotFoundError
-from wanstore.files import files_below, hash_file
 from wanstore.interfaces import Progress, Quiet
-from wanstore.manifest import (
-    CONVERSION_NAME,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    TensorRecord,
-    from_json,
-    read_manifest,
-)
+from wanstore.manifest import CONVERSION_NAME, MANIFEST_NAME, FileEntry, Manifest, TensorRecord, read_manifest
 
 _REPAIR = "Run setup again with --replace"
 _READ_SUFFIXES = (".json", ".safetensors")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from wanstore.errors import NotSupportedError, first_line
+from wanstore._error_translation import first_line
+from wanstore.errors import NotSupportedError
 
 
 def pick_device(wanted: str | torch.device | None) -> torch.device:

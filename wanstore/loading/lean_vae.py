@@ -17,8 +17,8 @@ from diffusers.models.autoencoders import autoencoder_kl_wan as wan
 from diffusers.models.autoencoders.vae import DecoderOutput
 from torch.nn import functional
 
-from wanstore.clip import SPATIAL, TEMPORAL
 from wanstore.loading.tiles import Tile, cut
+from wanstore.presets import SPATIAL, TEMPORAL
 
 _STRIP_ROWS = 128
 

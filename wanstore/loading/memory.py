@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 import attrs
 
-from wanstore.clip import SPATIAL, Clip
 from wanstore.errors import DeviceMemoryError, NotSupportedError
 from wanstore.loading.tiles import cut
+from wanstore.presets import SPATIAL, Clip
 
 GIB = 2**30
 STAGES = {"text": "text_encoder", "denoising": "transformer", "decoding": "vae"}

@@ -13,11 +13,11 @@ import attrs
 import diffusers
 import torch
 
-from wanstore.clip import Clip
 from wanstore.errors import WanstoreError
 from wanstore.loading.lean_vae import make_lean
 from wanstore.loading.memory import STAGES, MemoryPlan, Needs, choose_plan
 from wanstore.loading.residency import Residency
+from wanstore.presets import Clip
 
 if TYPE_CHECKING:
     from wanstore.loading.activation import Origin

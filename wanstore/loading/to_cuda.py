@@ -11,13 +11,13 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
+from wanstore._safetensors_format import ITEM_BYTES
 from wanstore.loading.cuda_driver import CudaDriver
 from wanstore.loading.layout import PIECE_BYTES, Layout, Piece
 from wanstore.loading.reads import Reads, start_reads
 from wanstore.loading.sources import Source, room_bytes
 from wanstore.loading.to_host import DTYPES, elements_of
 from wanstore.loading.work import Times, Work
-from wanstore.safetensors_format import ITEM_BYTES
 
 SLOTS, DISK_SLOTS = 16, 8
 """Pieces of pinned memory, each being read, or under way to the device: 128 MiB, which is pinned in no time.

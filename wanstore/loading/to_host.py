@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 import torch
 
+from wanstore._safetensors_format import ITEM_BYTES
 from wanstore.loading.layout import Layout, Part
 from wanstore.loading.reads import THREADS
 from wanstore.loading.sources import Source, room_bytes
 from wanstore.loading.work import Times, Work
-from wanstore.safetensors_format import ITEM_BYTES
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

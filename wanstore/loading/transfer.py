@@ -10,7 +10,8 @@ from typing import Self
 
 import torch
 
-from wanstore.errors import DeviceError, DeviceMemoryError, first_line, lacks_memory
+from wanstore._error_translation import first_line, lacks_memory
+from wanstore.errors import DeviceError, DeviceMemoryError
 from wanstore.loading.device import pick_device
 from wanstore.loading.layout import Layout
 from wanstore.loading.report import TransferRecord

@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
+from wanstore._safetensors_format import HeaderError, Tensor, read_header
 from wanstore.components import COMPONENTS, Component
 from wanstore.errors import DamagedError
 from wanstore.loading.check import read_json
-from wanstore.safetensors_format import HeaderError, Tensor, read_header
 
 _REPAIR = "Run setup again with --replace"
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from wanstore._files import files_below, hash_file
 from wanstore.errors import DamagedError
-from wanstore.files import files_below, hash_file
 from wanstore.interfaces import Progress, Quiet, VerifyReport
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest
 

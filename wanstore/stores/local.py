@@ -25,15 +25,9 @@ from urllib.parse import unquote, urlsplit
 import attrs
 from filelock import FileLock, Timeout
 
-from wanstore.errors import (
-    AlreadyExistsError,
-    BusyError,
-    NotFoundError,
-    NotSupportedError,
-    WanstoreError,
-    plain_os_errors,
-)
-from wanstore.files import sync, sync_tree
+from wanstore._error_translation import plain_os_errors
+from wanstore._files import sync, sync_tree
+from wanstore.errors import AlreadyExistsError, BusyError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest
 from wanstore.stores.exchange import check_exchange, exchange

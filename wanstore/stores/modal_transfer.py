@@ -22,10 +22,11 @@ from pathlib import Path
 
 import attrs
 
+from wanstore._files import hash_file
+from wanstore._json import digest_of, to_json
 from wanstore.errors import AlreadyExistsError, DamagedError
-from wanstore.files import hash_file
 from wanstore.interfaces import Progress
-from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, digest_of, dump_manifest, to_json
+from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal_client import RemoteVolume
 

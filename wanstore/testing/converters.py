@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from wanstore.components import COMPONENTS, Component
-from wanstore.conversion.source import FolderSource
+from wanstore.conversion.folder import FolderSource
 from wanstore.errors import SourceError
 from wanstore.interfaces import Converter
 

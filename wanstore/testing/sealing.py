@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from wanstore.files import files_below, hash_file
+from wanstore._files import files_below, hash_file
 from wanstore.manifest import MANIFEST_NAME, ConversionRecord, FileEntry, Manifest, SourceRecord, dump_manifest
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from wanstore.benchmarking.presets import PRESETS, load_presets, preset_named
 from wanstore.errors import InvalidSettingError, NotFoundError
+from wanstore.presets import PRESETS, load_presets, preset_named
 
 
 def written(folder: Path, text: str) -> Path:

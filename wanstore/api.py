@@ -11,6 +11,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from wanstore._files import files_below
+from wanstore._json import digest_of
+from wanstore._versions import versions
 from wanstore.errors import (
     AlreadyExistsError,
     DamagedError,
@@ -20,22 +23,19 @@ from wanstore.errors import (
     SourceError,
     WanstoreError,
 )
-from wanstore.files import files_below
 from wanstore.interfaces import Converter, Progress, Quiet, Stage, WeightStore
-from wanstore.manifest import Manifest, SourceRecord, digest_of
+from wanstore.manifest import Manifest, SourceRecord
 from wanstore.stores import open_store
 from wanstore.stores.names import check_name, split_address
-from wanstore.versions import versions
 
 if TYPE_CHECKING:
     import torch
     from diffusers import WanPipeline
 
-    from wanstore.benchmarking.presets import Preset
     from wanstore.benchmarking.report import BenchmarkReport
-    from wanstore.conversion.plan import ConversionPlan
-    from wanstore.conversion.source import Source
+    from wanstore.interfaces import ConversionPlan, Source
     from wanstore.loading.memory import Memory
+    from wanstore.presets import Preset
 
 DEFAULT_NAME = "wan2.1-fp16"
 CONVERTERS = "wanstore.converters"
@@ -109,7 +109,7 @@ def open_source(
     """The folder or Hub repo that `source` names, fixed at one state. A folder that exists comes first."""
     folder = Path(source).expanduser()
     if folder.is_dir() or source.startswith((".", "/", "~")):
-        from wanstore.conversion.source import FolderSource
+        from wanstore.conversion.folder import FolderSource
 
         if revision is not None:
             raise NotSupportedError("A folder has no revisions", "Leave out --revision, or name a Hub repo")
@@ -184,8 +184,8 @@ def benchmark(
     pipe: WanPipeline, presets: Sequence[Preset | str] | None = None, *, progress: Progress | None = None
 ) -> BenchmarkReport:
     """Time and peak memory of each preset (default: the four of production) on a ready pipeline."""
-    from wanstore.benchmarking.presets import PRESETS, preset_named
     from wanstore.benchmarking.runner import PipelineBenchmarker
+    from wanstore.presets import PRESETS, preset_named
 
     chosen = PRESETS.values() if presets is None else presets
     return PipelineBenchmarker(pipe).run(
@@ -206,8 +206,8 @@ def bench(
     `address` and `store` are as for `load`; `how` are the arguments of `wanstore.benchmarking.processes.
     ProcessBenchmarker`. A preset that fails is a row of the report.
     """
-    from wanstore.benchmarking.presets import PRESETS
     from wanstore.benchmarking.processes import ProcessBenchmarker
+    from wanstore.presets import PRESETS
 
     if store is None:
         store, address = split_address(str(address))

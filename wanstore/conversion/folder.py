@@ -1,40 +1,14 @@
-"""A source: where published weights come from, seen as a tree of files at one fixed state."""
+"""A source that is a folder on this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
 from pathlib import Path
 
 from wanstore.errors import NotFoundError, SourceError
-from wanstore.interfaces import Progress
+from wanstore.interfaces import Progress, Source
 from wanstore.manifest import SourceRecord
-
-
-class Source(ABC):
-    """Published weights at one fixed state. Nothing large moves before `fetch`."""
-
-    record: SourceRecord
-    files: dict[str, int]
-    """Every file of the source: its relative path, and its size in bytes."""
-
-    @abstractmethod
-    def head(self, path: str, size: int) -> bytes:
-        """The first `size` bytes of a file; fewer only when the file is shorter. Raises `SourceError`."""
-
-    @abstractmethod
-    def fetch(self, path: str, into: Path, progress: Progress) -> Path:
-        """A local file with the whole, checked content; downloads go below the folder `into`, resumably.
-
-        `progress` hears a task named `path`. Safe to call from several threads, for different paths.
-        """
-
-    def release(self, path: str, fetched: Path) -> None:
-        """The fetched file is no longer needed. A copy made by `fetch` is deleted, an original is not."""
-
-    def stop(self) -> None:
-        """Make fetches that are under way in other threads end soon, with an error; what they have stays."""
 
 
 class FolderSource(Source):
