@@ -11,7 +11,7 @@ from wanstore.benchmarking.charts import draw
 from wanstore.benchmarking.cost import PRICES, Prices
 from wanstore.benchmarking.markdown import NONE, clip_of, measured_on, number, result_of, table
 from wanstore.benchmarking.writable import check_page
-from wanstore.terminal import plain_table
+from wanstore.cli._terminal import plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wanstore import demo
+from wanstore.cli import _demo as demo
 from wanstore.errors import AlreadyExistsError
 from wanstore.stores.local import LocalStore
 from wanstore.testing.stores import put

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import wanstore
-from wanstore.cli_bench import bench
-from wanstore.cli_faults import Commands
-from wanstore.cli_options import (
+from wanstore.cli._bench import bench
+from wanstore.cli._faults import Commands
+from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
     device_option,
@@ -62,8 +62,8 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
     """
     from wanstore._json import to_json
     from wanstore.api import setup as run_setup
+    from wanstore.cli._terminal import TerminalProgress, human_bytes
     from wanstore.conversion.fp16 import Fp16Converter
-    from wanstore.terminal import TerminalProgress, human_bytes
 
     converter = Fp16Converter(overflow=overflow)
     with TerminalProgress(quiet=as_json) as progress:
@@ -85,8 +85,8 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
     if as_json:
         print_json([{**to_json(m), "size_bytes": m.size_bytes} for m in manifests])
     elif manifests:
-        from wanstore.terminal import list_table
-        from wanstore.terminal import show as show_tables
+        from wanstore.cli._terminal import list_table
+        from wanstore.cli._terminal import show as show_tables
 
         show_tables(list_table(manifests))
     else:
@@ -111,8 +111,8 @@ def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     if as_json:
         print_json({**to_json(manifest), "digest": manifest.digest, **({"tensors": records} if tensors else {})})
         return
-    from wanstore.terminal import manifest_tables, tensors_table
-    from wanstore.terminal import show as show_tables
+    from wanstore.cli._terminal import manifest_tables, tensors_table
+    from wanstore.cli._terminal import show as show_tables
 
     show_tables(*manifest_tables(manifest), *(tensors_table(component, rows) for component, rows in records.items()))
 
@@ -125,7 +125,7 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
     """Hash every file again; status 1 if one is damaged, missing or extra."""
     import attrs
 
-    from wanstore.terminal import TerminalProgress, human_bytes
+    from wanstore.cli._terminal import TerminalProgress, human_bytes
 
     with TerminalProgress(quiet=as_json) as progress:
         report = open_store_at(store_url).verify(name, progress=progress)
@@ -176,9 +176,9 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
              **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
     from wanstore.api import load
+    from wanstore.cli._terminal import TerminalProgress
     from wanstore.generation import check_place, plain_memory_errors, write_clip
     from wanstore.generation import generate as make_clip
-    from wanstore.terminal import TerminalProgress
 
     preset = resize(preset, **size)
     check_place(out)
@@ -222,7 +222,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
     With NAME the pipeline is loaded too, and the load compared with the speeds. With --preset it is not: then only the
     plan is told by which it makes a clip of that preset, with the peak that each stage counts on.
     """
-    from wanstore.doctor import examine, plan_memory
+    from wanstore.cli._doctor import examine, plan_memory
 
     if name is not None and not store_url:
         raise click.UsageError("--store says where NAME is")
@@ -249,7 +249,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
 @json_option
 def demo(folder: Path, as_json: bool) -> None:
     """Show all of it on a tiny Wan 2.1 with random weights, made on the spot, on a CPU, in about a minute."""
-    from wanstore.demo import run_demo
+    from wanstore.cli._demo import run_demo
 
     result = run_demo(folder, say=(lambda _: None) if as_json else click.echo)
     if as_json:

@@ -11,9 +11,9 @@ from typing import Any
 
 import attrs
 
+from wanstore.cli._terminal import human_bytes
 from wanstore.errors import AlreadyExistsError, NotFoundError
 from wanstore.presets import Preset
-from wanstore.terminal import human_bytes
 from wanstore.testing.hub import LoopbackHub
 
 REPO = "Wan-AI/Tiny-Wan2.1-Diffusers"

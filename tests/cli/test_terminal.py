@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.progress import Progress
 
-from wanstore.terminal import amount_column
+from wanstore.cli._terminal import amount_column
 
 
 @pytest.mark.parametrize(("unit", "text"), [("steps", "12/50 steps"), ("%", "24 %"), ("bytes", "12/50 bytes ?")])

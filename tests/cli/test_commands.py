@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from wanstore import api as flows
-from wanstore import doctor
+from wanstore.cli import _doctor as doctor
 from wanstore.cli import main
 from wanstore.manifest import CONVERSION_NAME
 
@@ -221,7 +221,7 @@ def test_ctrl_c_is_one_line_and_status_1(tmp_path: Path, command: str, interrupt
     """Wherever it comes: in source text that is executed, too, or where a library makes another error of it."""
     program = f"""
 import os, signal
-import wanstore.cli, wanstore.flows
+import wanstore.cli, wanstore.api
 def stopped(*_, **__):
     {interrupt}
 wanstore.api.setup = wanstore.api.load = stopped

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanstore.cli_options import (
+from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
     device_option,
@@ -69,7 +69,7 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
     """
     from wanstore.api import bench as run_bench
     from wanstore.benchmarking.report import BenchmarkReport
-    from wanstore.terminal import TerminalProgress
+    from wanstore.cli._terminal import TerminalProgress
 
     if out.suffix == ".json":
         raise click.BadParameter(f"{str(out)!r} is where the page's JSON goes; name the page", param_hint="--out")
@@ -121,7 +121,7 @@ def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, in
 def _write(report: BenchmarkReport, old: BenchmarkReport | None, out: Path, as_json: bool) -> None:
     from wanstore.benchmarking.compare import compare
     from wanstore.benchmarking.page import terminal_table, write
-    from wanstore.terminal import show
+    from wanstore.cli._terminal import show
 
     write(report, out)
     compared = compare(old, report) if old else None
