@@ -26,7 +26,7 @@ from wanstore.errors import (
 from wanstore.interfaces import Converter, Progress, Quiet, Stage, WeightStore
 from wanstore.manifest import Manifest, SourceRecord
 from wanstore.stores import open_store
-from wanstore.stores.names import check_name, split_address
+from wanstore.stores._names import check_name, split_address
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ import modal
 from tests.modal_loopback import ControlPlane
 from tests.modal_loopback.container import Container
 from wanstore.manifest import Manifest
-from wanstore.stores.modal_mount import MountedStore
+from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing.hub import LoopbackHub
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from diffusers import WanPipeline
 
 import wanstore
 from tests.examples.account import REPO, ROOT, Account, interrupt, wait_for
-from wanstore.stores.modal_volume import ModalVolumeStore
+from wanstore.stores.modal import ModalVolumeStore
 from wanstore.testing.hub import LoopbackHub
 
 SETUP = ("run", "examples/setup_modal.py", "--repo", REPO)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
-from wanstore.stores.exchange import exchange
+from wanstore.stores._atomic_swap import exchange
 
 BLOCK_BYTES = 8 << 20
 

@@ -25,7 +25,7 @@ def open_store(url: str | Path) -> WeightStore:
         return LocalStore(text)
     if scheme == "modal":
         # By name, not by entry point: on Modal wanstore is often mere source files, which have none.
-        from wanstore.stores.modal_volume import ModalVolumeStore
+        from wanstore.stores.modal import ModalVolumeStore
 
         return ModalVolumeStore(text)
     for entry in entry_points(group=GROUP, name=scheme):

@@ -30,9 +30,9 @@ from wanstore._files import sync, sync_tree
 from wanstore.errors import AlreadyExistsError, BusyError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest
-from wanstore.stores.exchange import check_exchange, exchange
-from wanstore.stores.folder import check_against, verify_folder
-from wanstore.stores.names import check_name
+from wanstore.stores._atomic_swap import check_exchange, exchange
+from wanstore.stores._folder import check_against, verify_folder
+from wanstore.stores._names import check_name
 
 _LOCK_WAIT_SECONDS = 2.0
 """A sweeper holds a lock only this briefly; a lock held for longer is a live run's."""

@@ -27,8 +27,8 @@ from wanstore.errors import (
 from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest
 from wanstore.stores.local import LocalStore
-from wanstore.stores.modal_client import RETRY_DELAYS_SECONDS
-from wanstore.stores.modal_lease import Lease, current_holder
+from wanstore.stores.modal._client import RETRY_DELAYS_SECONDS
+from wanstore.stores.modal._lease import Lease, current_holder
 
 T = TypeVar("T")
 

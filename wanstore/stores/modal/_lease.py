@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from wanstore.errors import BusyError, WanstoreError
-from wanstore.stores.modal_client import import_modal, retrying
+from wanstore.stores.modal._client import import_modal, retrying
 
 if TYPE_CHECKING:
     import modal

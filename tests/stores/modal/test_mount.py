@@ -20,13 +20,13 @@ from tests.modal_loopback.volumes import Volume, Volumes
 from tests.snapshots.gvisor import Sandbox, why_not
 from wanstore.errors import BusyError, NotFoundError, NotSupportedError
 from wanstore.stores import local
-from wanstore.stores.modal_lease import Lease
-from wanstore.stores.modal_mount import MountedStore
+from wanstore.stores.modal._lease import Lease
+from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing import WeightStoreTests
 from wanstore.testing.sealing import manifest_of, seal_as_is
 from wanstore.testing.stores import FILES, fill, put
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @attrs.frozen

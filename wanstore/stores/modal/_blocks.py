@@ -28,7 +28,7 @@ from wanstore.errors import AlreadyExistsError, DamagedError
 from wanstore.interfaces import Progress
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest
 from wanstore.stores.local import LocalStore
-from wanstore.stores.modal_client import RemoteVolume
+from wanstore.stores.modal._client import RemoteVolume
 
 _BATCH_BYTES = 1 << 30
 """A batch is kept once it is through, so an upload goes on from its last whole batch."""

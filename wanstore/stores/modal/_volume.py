@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, cast
 from wanstore.errors import InvalidNameError
 from wanstore.interfaces import Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import Manifest
-from wanstore.stores.modal_client import RemoteVolume, import_modal, plain_modal_errors, retrying
-from wanstore.stores.modal_lease import Lease
-from wanstore.stores.modal_mount import MountedStore
-from wanstore.stores.modal_remote import RemoteStore
-from wanstore.stores.names import check_name
+from wanstore.stores._names import check_name
+from wanstore.stores.modal._client import RemoteVolume, import_modal, plain_modal_errors, retrying
+from wanstore.stores.modal._lease import Lease
+from wanstore.stores.modal._mount import MountedStore
+from wanstore.stores.modal._remote import RemoteStore
 
 if TYPE_CHECKING:
     import modal

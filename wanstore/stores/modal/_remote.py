@@ -12,12 +12,12 @@ import attrs
 from wanstore.errors import BusyError, DamagedError, InvalidNameError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest, parse_manifest
-from wanstore.stores.folder import check_against, verify_files
+from wanstore.stores._folder import check_against, verify_files
+from wanstore.stores._names import check_name
 from wanstore.stores.local import LocalStore
-from wanstore.stores.modal_client import RemoteVolume
-from wanstore.stores.modal_lease import Lease, current_holder
-from wanstore.stores.modal_transfer import Places, Upload, check_free, download, is_sealed, remove
-from wanstore.stores.names import check_name
+from wanstore.stores.modal._blocks import Places, Upload, check_free, download, is_sealed, remove
+from wanstore.stores.modal._client import RemoteVolume
+from wanstore.stores.modal._lease import Lease, current_holder
 
 _HASHING_AT_ONCE = 2
 """Each of these fetches several blocks at a time already."""

@@ -25,10 +25,12 @@ from wanstore.errors import (
     UnreachableError,
 )
 from wanstore.interfaces import WeightStore
-from wanstore.stores import modal_client, modal_lease, modal_mount
-from wanstore.stores.modal_lease import current_holder
-from wanstore.stores.modal_mount import MountedStore
-from wanstore.stores.modal_volume import ModalVolumeStore
+from wanstore.stores.modal import ModalVolumeStore
+from wanstore.stores.modal import _client as modal_client
+from wanstore.stores.modal import _lease as modal_lease
+from wanstore.stores.modal import _mount as modal_mount
+from wanstore.stores.modal._lease import current_holder
+from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing import WeightStoreTests
 from wanstore.testing.sealing import manifest_of
 from wanstore.testing.stores import FILES, fill, put
@@ -158,7 +160,7 @@ class TestFromOutside:
         puts = 3 + replace if version == 1 else 7  # version 2 asks first which blocks are missing
         control.faults.stall(call("VolumePutFiles", version), after=puts)
         program = (
-            "from wanstore.stores.modal_volume import ModalVolumeStore; from wanstore.testing.stores import put\n"
+            "from wanstore.stores.modal import ModalVolumeStore; from wanstore.testing.stores import put\n"
             f"put(ModalVolumeStore({URL!r}), 'w', replace={replace})"
         )
         process = subprocess.Popen([sys.executable, "-c", program])
@@ -363,6 +365,6 @@ except AccessError as error:
 
     def test_the_module_is_imported_without_modal(self) -> None:
         """Entry points are loaded also where nobody uses Modal."""
-        code = "import sys, wanstore.stores.modal_volume; print('modal' in sys.modules)"
+        code = "import sys, wanstore.stores.modal._volume; print('modal' in sys.modules)"
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert run.stdout.strip() == "False"
