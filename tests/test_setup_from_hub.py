@@ -198,7 +198,7 @@ def test_no_token_reaches_output_or_disk(hub: LoopbackHub, store: LocalStore, tm
 
 def test_no_network_is_said_at_once(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed port is told with the address, after bounded retries."""
-    import wanstore.conversion.hub as hub_module
+    import wanstore.conversion.hub._source as hub_module
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     limits = hub_module.Limits(attempts=2, backoff_seconds=0.01)

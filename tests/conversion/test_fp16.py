@@ -141,7 +141,7 @@ def test_a_large_shard_is_split_and_the_index_names_every_tensor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Output files stay below the limit; the index is what diffusers reads."""
-    import wanstore.conversion.plan as plan_module
+    import wanstore.conversion._plan as plan_module
 
     monkeypatch.setattr(plan_module.make_plan, "__defaults__", (4000,))
     tensors = {f"t{number}": torch.randn(512) for number in range(9)}

@@ -23,9 +23,9 @@ from wanstore._error_translation import plain_os_errors
 from wanstore._files import hash_file, sync
 from wanstore._json import digest_of, to_json
 from wanstore._safetensors_format import ITEM_BYTES
-from wanstore.conversion.journal import Journal
-from wanstore.conversion.plan import make_plan
-from wanstore.conversion.stream import WrittenShard, convert_shard
+from wanstore.conversion._journal import Journal
+from wanstore.conversion._plan import make_plan
+from wanstore.conversion._stream import WrittenShard, convert_shard
 from wanstore.errors import ConversionRefusedError
 from wanstore.interfaces import ConversionPlan, Converted, Converter, OutputShard, Progress, Quiet, Source
 from wanstore.manifest import (

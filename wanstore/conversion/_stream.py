@@ -22,7 +22,7 @@ import attrs
 import torch
 
 from wanstore._safetensors_format import DATA_ALIGNMENT, ITEM_BYTES
-from wanstore.conversion.statistics import PIECE_ELEMENTS, Float16Caster, TensorStatistics
+from wanstore.conversion._statistics import PIECE_ELEMENTS, Float16Caster, TensorStatistics
 from wanstore.errors import SourceError
 from wanstore.interfaces import OutputShard
 from wanstore.manifest import TensorRecord

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import attrs
 
 from wanstore._files import sync
-from wanstore.conversion.hub_http import Http, Limits, NoRangesError, PassingError, stopped_error
+from wanstore.conversion.hub._http import Http, Limits, NoRangesError, PassingError, stopped_error
 from wanstore.errors import DamagedError
 from wanstore.interfaces import Progress
 

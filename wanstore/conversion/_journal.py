@@ -7,7 +7,7 @@ from pathlib import Path
 
 from wanstore._files import hash_file, sync
 from wanstore._json import from_json, to_json
-from wanstore.conversion.stream import WrittenShard
+from wanstore.conversion._stream import WrittenShard
 
 
 class Journal:

@@ -15,13 +15,11 @@ from typing import Any
 from urllib.parse import quote
 
 from wanstore._error_translation import plain_os_errors
-from wanstore.conversion.download import Download, TreeFile
-from wanstore.conversion.hub_http import Http, Limits
+from wanstore.conversion.hub._download import Download, TreeFile
+from wanstore.conversion.hub._http import Http, Limits
 from wanstore.errors import InvalidNameError, SourceError
 from wanstore.interfaces import Progress, Quiet, Source
 from wanstore.manifest import SourceRecord
-
-__all__ = ["HubSource", "Limits"]
 
 
 class HubSource(Source):
