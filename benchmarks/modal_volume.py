@@ -41,7 +41,7 @@ def command(*arguments: str) -> None:
 UP = """
 import sys
 from pathlib import Path
-from wanstore.stores.modal_volume import ModalVolumeStore
+from wanstore.stores.modal import ModalVolumeStore
 from wanstore.manifest import read_manifest
 source = Path(sys.argv[2])
 with ModalVolumeStore(sys.argv[1]).stage("w") as stage:
@@ -52,7 +52,7 @@ with ModalVolumeStore(sys.argv[1]).stage("w") as stage:
 """
 DOWN = """
 import sys
-from wanstore.stores.modal_volume import ModalVolumeStore
+from wanstore.stores.modal import ModalVolumeStore
 ModalVolumeStore(sys.argv[1]).local_path("w")
 """
 

@@ -11,7 +11,7 @@ import torch
 from wanstore.errors import DamagedError
 from wanstore.loading import load
 from wanstore.loading.residency import Residency
-from wanstore.loading.sources import FileSource
+from wanstore.transfer._readers import FileReader
 
 MODELS = ("text_encoder", "transformer", "vae")
 
@@ -75,8 +75,8 @@ def test_what_comes_back_is_read_through_the_page_cache(
     pipe: Any, residency: Residency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that it is still there the next time: it is not opened past it, cached or not."""
-    monkeypatch.setattr("wanstore.loading.sources.cached_spans", lambda _, spans: [False] * len(spans))
-    monkeypatch.setattr(FileSource, "_open_direct", lambda *_: pytest.fail("opened past the page cache"))
+    monkeypatch.setattr("wanstore.transfer._readers.cached_spans", lambda _, spans: [False] * len(spans))
+    monkeypatch.setattr(FileReader, "_open_direct", lambda *_: pytest.fail("opened past the page cache"))
     residency.keep_only([])
     residency.need(MODELS)
 

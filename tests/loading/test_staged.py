@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from wanstore.errors import ChangedError, DeviceMemoryError, NotFoundError, NotSupportedError
-from wanstore.loading import MemoryPlan, activate, load, transfer
+from wanstore.loading import MemoryPlan, activate, load
 from wanstore.presets import Clip
 from wanstore.testing.sealing import seal_as_is
 from wanstore.testing.tiny_wan import make_tiny_wan
+from wanstore.transfer import _transfer as transfer
 
 MODELS = ("text_encoder", "transformer", "vae")
 STREAMED, ALL = MemoryPlan(("text_encoder",)), MemoryPlan(MODELS)

@@ -131,7 +131,7 @@ def _cap_memory(gib: float, device: str | None) -> None:
     """Hold torch to so much of the GPU, so that a larger one stands in for a smaller one."""
     import torch
 
-    from wanstore.loading.device import pick_device
+    from wanstore.transfer._device import pick_device
 
     gpu = pick_device(device)
     total_gib = torch.cuda.get_device_properties(gpu).total_memory / 2**30
@@ -140,7 +140,7 @@ def _cap_memory(gib: float, device: str | None) -> None:
 
 def _describe(job: Job) -> Environment:
     from wanstore.benchmarking.runner import describe
-    from wanstore.loading.device import pick_device
+    from wanstore.transfer._device import pick_device
 
     device = pick_device(job.device)
     if job.memory_gib and device.type != "cuda":

@@ -73,8 +73,8 @@ def _free_bytes() -> int | None:
 
     if not torch.cuda.is_available():
         return None
-    from wanstore.loading.device import pick_device
     from wanstore.loading.staged import budget_bytes
+    from wanstore.transfer._device import pick_device
 
     return budget_bytes(pick_device(None))
 

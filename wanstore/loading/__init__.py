@@ -14,10 +14,11 @@ from wanstore.loading.check import check_pipeline, check_sealed, read_json
 from wanstore.loading.dtypes import NARROW, check_dtypes
 from wanstore.loading.imports import collection_paused, import_libraries, put_off
 from wanstore.loading.memory import Memory, MemoryPlan, check_memory
-from wanstore.loading.page_cache import ReadAhead
 from wanstore.loading.quiet import quiet_libraries
-from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock, TransferRecord
+from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock
 from wanstore.loading.weight_files import Weights, check_fit, open_weights
+from wanstore.transfer._page_cache import ReadAhead
+from wanstore.transfer.record import TransferRecord
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,8 @@ def load(
         streamed = None
         with clock.phase("imports"):
             if weights == "resident":
-                with ReadAhead(files) if "torch" not in sys.modules else nullcontext():
+                opened = [file for group in files.values() for file in group]
+                with ReadAhead(opened) if "torch" not in sys.modules else nullcontext():
                     from wanstore.loading.streaming import stream
                 streamed = stack.enter_context(stream(files, device, dtypes, progress, folder.name))
             import_libraries()

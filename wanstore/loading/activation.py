@@ -19,14 +19,14 @@ from wanstore.interfaces import Progress
 from wanstore.loading.assemble import fill_model, wanted_tensors
 from wanstore.loading.attention import apply_attention
 from wanstore.loading.check import check_sealed
-from wanstore.loading.device import pick_device
 from wanstore.loading.memory import Memory
-from wanstore.loading.moving import Move
 from wanstore.loading.report import Attention, PhaseClock
 from wanstore.loading.staged import stage
 from wanstore.loading.streaming import Stream, stream
 from wanstore.loading.weight_files import check_fit, open_weights
 from wanstore.manifest import Manifest
+from wanstore.transfer._device import pick_device
+from wanstore.transfer._from_memory import MemoryTransfer
 
 _ACTIVATING = threading.Lock()
 
@@ -97,7 +97,7 @@ def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: Pha
     first: the others stay without weights until `stage` has the pipeline bring them.
     """
     try:
-        tensors = streamed.wait(clock)
+        tensors = _wait(streamed, clock)
     except DeviceMemoryError:
         if not _is_staged(origin, streamed.transfer.device):
             raise
@@ -105,12 +105,20 @@ def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: Pha
             open_weights(origin.folder, ["text_encoder"]) as files,
             stream(files, streamed.transfer.device, origin.dtypes, streamed.progress, streamed.task) as part,
         ):
-            tensors = part.wait(clock)
+            tensors = _wait(part, clock)
     with clock.phase("assign"):
         origin.check_same()  # it was not swapped in mid-load either
         for component, model in models.items():
             if tensors[component]:
                 fill_model(component, model, tensors[component])
+
+
+def _wait(transfer: Stream, clock: PhaseClock) -> dict[str, dict[str, torch.Tensor]]:
+    """Each component's tensors, once all are there; the wait and the transfer are in the clock from then on."""
+    with clock.waiting():
+        tensors = transfer.tensors()
+    clock.transferred(transfer.transfer.began, transfer.transfer.record)
+    return tensors
 
 
 def make_ready(pipe: Any, clock: PhaseClock) -> Attention | None:
@@ -148,8 +156,12 @@ def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) ->
     """Move parameters and buffers; from memory to a GPU by whole buffers, as quickly as from files."""
     parameters = [parameter for model in models.values() for parameter in model.parameters()]
     if device.type == "cuda" and all(parameter.device.type == "cpu" for parameter in parameters):
-        with Move({str(number): parameter.data for number, parameter in enumerate(parameters)}, device) as move:
-            for number, tensor in move.wait(clock).items():
+        tensors = {str(number): parameter.data for number, parameter in enumerate(parameters)}
+        with MemoryTransfer(tensors, device) as move:
+            with clock.waiting():
+                moved = move.tensors()
+            clock.transferred(move.transfer.began, move.transfer.record)
+            for number, tensor in moved.items():
                 parameters[int(number)].data = tensor
     with clock.phase("pipeline"):
         for model in models.values():

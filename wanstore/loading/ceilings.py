@@ -1,4 +1,4 @@
-"""What the machine can move at best, measured the way a load moves it: many threads, pieces, pinned memory."""
+"""What the machine can move at best, measured the way a load moves it: many threads, chunks, pinned memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import attrs
 
-from wanstore.loading.layout import PIECE_BYTES
-from wanstore.loading.page_cache import cached_spans
-from wanstore.loading.reads import THREADS
-from wanstore.loading.report import TransferRecord
+from wanstore.transfer._layout import CHUNK_BYTES
+from wanstore.transfer._page_cache import cached_spans
+from wanstore.transfer._read_queue import THREADS
+from wanstore.transfer.record import TransferRecord
 
 _PASSES = 8
 _COPIED_BYTES = 2 << 30
@@ -67,10 +67,10 @@ def _disk(file: Path) -> float:
 
 def _read(descriptor: int, passes: int) -> int:
     size = os.fstat(descriptor).st_size
-    starts = [start for _ in range(passes) for start in range(0, size, PIECE_BYTES)]
+    starts = [start for _ in range(passes) for start in range(0, size, CHUNK_BYTES)]
 
     def read(thread: int) -> int:
-        with mmap.mmap(-1, PIECE_BYTES) as room:
+        with mmap.mmap(-1, CHUNK_BYTES) as room:
             return sum(os.preadv(descriptor, [room], start) for start in starts[thread::THREADS])
 
     with ThreadPoolExecutor(THREADS) as pool:

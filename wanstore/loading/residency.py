@@ -15,10 +15,9 @@ from wanstore.components import COMPONENTS
 from wanstore.interfaces import Quiet
 from wanstore.loading.assemble import fill_model, wanted_tensors
 from wanstore.loading.memory import weight_bytes
-from wanstore.loading.moving import Move
-from wanstore.loading.report import PhaseClock
 from wanstore.loading.streaming import Stream, stays_float32, stream
 from wanstore.loading.weight_files import check_fit, open_weights
+from wanstore.transfer._from_memory import MemoryTransfer
 
 if TYPE_CHECKING:
     from wanstore.loading.activation import Origin
@@ -109,9 +108,9 @@ class Residency:
         model = self._models[component]
         device = next(model.parameters()).device
         with ExitStack() as stack:
-            coming: Stream | Move
+            coming: Stream | MemoryTransfer
             if component in self._host:
-                coming = stack.enter_context(Move(self._host[component], device))
+                coming = stack.enter_context(MemoryTransfer(self._host[component], device))
             else:
                 coming = stack.enter_context(self._stream(component, device))
             return _Return(coming, stack.pop_all())
@@ -130,15 +129,15 @@ class Residency:
         """The tensors that are on their way, once they are there."""
         coming = self._coming.pop(component)
         with coming.stack:
-            if isinstance(coming.moving, Move):
-                return coming.moving.wait(PhaseClock())
-            tensors = coming.moving.wait(PhaseClock())[component]
+            if isinstance(coming.moving, MemoryTransfer):
+                return coming.moving.tensors()
+            tensors = coming.moving.tensors()[component]
         self._origin.check_same()
         return tensors
 
     def _read_into_host(self, component: str) -> dict[str, torch.Tensor]:
         with self._stream(component, "cpu") as streamed:
-            tensors = streamed.wait(PhaseClock())[component]
+            tensors = streamed.tensors()[component]
         self._origin.check_same()
         return tensors
 
@@ -147,5 +146,5 @@ class Residency:
 class _Return:
     """A component on its way back, and what ends that."""
 
-    moving: Stream | Move
+    moving: Stream | MemoryTransfer
     stack: ExitStack

@@ -12,12 +12,11 @@ import torch
 from wanstore.components import COMPONENTS
 from wanstore.interfaces import Progress
 from wanstore.loading.dtypes import WIDE
-from wanstore.loading.layout import DISK_PIECE_BYTES, lay_out_files
-from wanstore.loading.page_cache import cached_share
-from wanstore.loading.report import PhaseClock
-from wanstore.loading.sources import FileSource
-from wanstore.loading.transfer import Transfer
 from wanstore.loading.weight_files import Weights
+from wanstore.transfer._layout import DISK_CHUNK_BYTES, lay_out_files
+from wanstore.transfer._page_cache import cached_share
+from wanstore.transfer._readers import FileReader
+from wanstore.transfer._transfer import Transfer
 
 
 @attrs.frozen
@@ -28,11 +27,9 @@ class Stream:
     progress: Progress
     task: str
 
-    def wait(self, clock: PhaseClock) -> dict[str, dict[str, torch.Tensor]]:
+    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Each component's tensors by name, once all are there. Raises what `Transfer.buffers` raises."""
-        with clock.waiting():
-            tensors = self.transfer.tensors()
-        clock.transferred(self.transfer.began, self.transfer.record)
+        tensors = self.transfer.tensors()
         self.progress.finish(self.task)
         sorted_out: dict[str, dict[str, torch.Tensor]] = {component: {} for component in COMPONENTS}
         for name, tensor in tensors.items():
@@ -53,18 +50,18 @@ def stream(
 ) -> Iterator[Stream]:
     """Begin to move all weights to `device`. What `from_pretrained` keeps in float32 is widened, the rest float16.
 
-    Of a component that computes in float32, by `dtypes`, all is widened. `through_cache` is as for `FileSource`.
+    Of a component that computes in float32, by `dtypes`, all is widened. `through_cache` is as for `FileReader`.
     Leaving the block ends it, finished or not.
     """
     files = [(component, file) for component, group in weights.items() for file in group]
     from_disk = not through_cache and cached_share([file.descriptor for _, file in files]) < 0.5
     layout = lay_out_files(
         [(f"{c}/", file.tensors, stays_float32(c, dtypes)) for c, file in files],
-        DISK_PIECE_BYTES if from_disk else None,
+        DISK_CHUNK_BYTES if from_disk else None,
     )
     task = f"load {name}"
     progress.start(task, sum(file.size_bytes for _, file in files))
-    source = FileSource([file for _, file in files], through_cache=through_cache)
+    source = FileReader([file for _, file in files], through_cache=through_cache)
     with Transfer(source, layout, device, partial(progress.advance, task)) as transfer:
         yield Stream(transfer, progress, task)
 

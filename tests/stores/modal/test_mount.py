@@ -248,8 +248,8 @@ class TestReplacingWithoutASwap:
 import json, sys
 from pathlib import Path
 from wanstore.errors import NotSupportedError
-from wanstore.stores.exchange import check_exchange
-from wanstore.stores.modal_mount import MountedStore
+from wanstore.stores._atomic_swap import check_exchange
+from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing.stores import put
 
 class Volume:

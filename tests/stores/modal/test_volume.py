@@ -352,7 +352,7 @@ class TestWithoutModal:
         """The command to log in by is named."""
         code = f"""
 from wanstore.errors import AccessError
-from wanstore.stores.modal_volume import ModalVolumeStore
+from wanstore.stores.modal import ModalVolumeStore
 try:
     ModalVolumeStore({URL!r}).list()
 except AccessError as error:

@@ -1,7 +1,7 @@
 """A store on a Modal Volume: `modal://VOLUME[/prefix]`.
 
-In a container with the Volume mounted it works on the mount (see `modal_mount`); anywhere else through the
-client (see `modal_remote`). Both keep one layout, so what a laptop uploads a container loads, and the other
+In a container with the Volume mounted it works on the mount (see `_mount`); anywhere else through the
+client (see `_remote`). Both keep one layout, so what a laptop uploads a container loads, and the other
 way round. The Volume is made by the first stage, never by a look.
 """
 

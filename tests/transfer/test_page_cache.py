@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from wanstore.loading.page_cache import ReadAhead, cached_spans
 from wanstore.loading.weight_files import open_weights
+from wanstore.transfer._page_cache import ReadAhead, cached_spans
 
 SPANS = [(0, 1 << 20), (1 << 20, 2 << 20), (2 << 20, 3 << 20)]
 
@@ -62,7 +62,7 @@ def test_reading_ahead_fills_the_cache_and_leaves_no_thread(tiny_copy: Path) -> 
     for path in tiny_copy.rglob("*.safetensors"):
         drop(path)
     with open_weights(tiny_copy) as weights:
-        with ReadAhead(weights) as ahead:
+        with ReadAhead(file for group in weights.values() for file in group) as ahead:
             assert ahead._threads
             for thread in ahead._threads:
                 thread.join(20)

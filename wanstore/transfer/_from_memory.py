@@ -8,13 +8,12 @@ from typing import Self
 
 import torch
 
-from wanstore.loading.layout import lay_out_buffers
-from wanstore.loading.report import PhaseClock
-from wanstore.loading.sources import MemorySource
-from wanstore.loading.transfer import Transfer
+from wanstore.transfer._layout import lay_out_buffers
+from wanstore.transfer._readers import MemoryReader
+from wanstore.transfer._transfer import Transfer
 
 
-class Move:
+class MemoryTransfer:
     """Tensors under way; leaving the block ends it, finished or not. Those that share a storage still do."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
@@ -22,22 +21,20 @@ class Move:
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors.values()}
         arrays = [torch.empty(0, dtype=torch.uint8).set_(storage).numpy() for storage in storages.values()]
         self._order = list(storages)
-        self._transfer = Transfer(MemorySource(arrays), lay_out_buffers([len(array) for array in arrays]), device)
+        self.transfer = Transfer(MemoryReader(arrays), lay_out_buffers([len(array) for array in arrays]), device)
 
     def __enter__(self) -> Self:
-        self._transfer.__enter__()
+        self.transfer.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._transfer.__exit__(kind, error, traceback)
+        self.transfer.__exit__(kind, error, traceback)
 
-    def wait(self, clock: PhaseClock) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors on the device, once all are there. Raises what `Transfer.buffers` raises."""
-        with clock.waiting():
-            moved = dict(zip(self._order, self._transfer.buffers(), strict=True))
-        clock.transferred(self._transfer.began, self._transfer.record)
+        moved = dict(zip(self._order, self.transfer.buffers(), strict=True))
         return {name: self._there(tensor, moved) for name, tensor in self._tensors.items()}
 
     def _there(self, tensor: torch.Tensor, moved: Mapping[int, torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Pieces to buffers on a GPU: through a ring of pinned memory, from which the device copies on its own."""
+"""Chunks to buffers on a GPU: through a ring of pinned memory, from which the device copies on its own."""
 
 from __future__ import annotations
 
@@ -12,55 +12,57 @@ from contextlib import ExitStack, closing, contextmanager
 import torch
 
 from wanstore._safetensors_format import ITEM_BYTES
-from wanstore.loading.cuda_driver import CudaDriver
-from wanstore.loading.layout import PIECE_BYTES, Layout, Piece
-from wanstore.loading.reads import Reads, start_reads
-from wanstore.loading.sources import Source, room_bytes
-from wanstore.loading.to_host import DTYPES, elements_of
-from wanstore.loading.work import Times, Work
+from wanstore.transfer._chunk_queue import ChunkQueue, Times
+from wanstore.transfer._cuda_driver import CudaDriver
+from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, Chunk
+from wanstore.transfer._read_queue import ReadQueue, open_read_queue
+from wanstore.transfer._readers import Reader, slot_bytes
+from wanstore.transfer._to_host import DTYPES, elements_of
 
 SLOTS, DISK_SLOTS = 16, 8
-"""Pieces of pinned memory, each being read, or under way to the device: 128 MiB, which is pinned in no time.
+"""Chunks of pinned memory, each being read, or under way to the device: 128 MiB, which is pinned in no time.
 
-From a disk it is 256 MiB, of larger pieces.
+From a disk it is 256 MiB, of larger chunks.
 """
 
 
 @contextmanager
-def move_to_cuda(source: Source, layout: Layout, buffers: list[torch.Tensor], work: Work) -> Iterator[Times]:
-    """Move all pieces before the block; what that took is put away after it. Casts happen on the device.
+def move_to_cuda(
+    reader: Reader, layout: BufferLayout, buffers: list[torch.Tensor], queue: ChunkQueue
+) -> Iterator[Times]:
+    """Move all chunks before the block; what that took is put away after it. Casts happen on the device.
 
     Raises `DamagedError` or `DeviceError`.
     """
-    count = min(SLOTS if layout.piece_bytes <= PIECE_BYTES else DISK_SLOTS, len(work))
+    count = min(SLOTS if layout.chunk_bytes <= CHUNK_BYTES else DISK_SLOTS, len(queue))
     if count == 0:
         yield Times(0.0, 0.0)
         return
     driver = CudaDriver(buffers[0].device)
     with ExitStack() as stack:
-        ring = stack.enter_context(closing(Ring(count, room_bytes(layout), driver)))
-        reads = stack.enter_context(closing(start_reads(source, ring.rooms)))
+        ring = stack.enter_context(closing(Ring(count, slot_bytes(layout), driver)))
+        reads = stack.enter_context(closing(open_read_queue(reader, ring.slots)))
         copies = stack.enter_context(closing(Copies(layout, buffers, ring, driver)))
-        yield _pump(work, ring, reads, copies)
+        yield _pump(queue, ring, reads, copies)
 
 
-def _pump(work: Work, ring: Ring, reads: Reads, copies: Copies) -> Times:
-    """Keep every slot reading, copying, or free for the next piece, until all is copied."""
+def _pump(queue: ChunkQueue, ring: Ring, reads: ReadQueue, copies: Copies) -> Times:
+    """Keep every slot reading, copying, or free for the next chunk, until all is copied."""
     read_seconds = wait_seconds = 0.0
-    free, reading, copying = deque(range(len(ring.rooms))), dict[int, Piece](), deque[int]()
+    free, reading, copying = deque(range(len(ring.slots))), dict[int, Chunk](), deque[int]()
     while True:
-        while free and (piece := work.take()):
-            reading[free[0]] = piece
-            reads.start(free.popleft(), piece)
+        while free and (chunk := queue.take()):
+            reading[free[0]] = chunk
+            reads.start(free.popleft(), chunk)
         began = time.perf_counter()
         if reading:
             finished = reads.finished()
             read_seconds += time.perf_counter() - began
             for slot, first in finished:
-                piece = reading.pop(slot)
-                copies.start(slot, first, piece)
+                chunk = reading.pop(slot)
+                copies.start(slot, first, chunk)
                 copying.append(slot)
-                work.done(piece)
+                queue.done(chunk)
         elif copying:
             ring.wait(copying[0])
             wait_seconds += time.perf_counter() - began
@@ -74,19 +76,19 @@ class Ring:
     """Slots of memory, one behind the other, that is pinned before the first copy from it.
 
     Pinning pages that are there already, and huge ones at that, is ten times as quick as asking the driver for
-    pinned memory: so the first pieces are read into it before.
+    pinned memory: so the first chunks are read into it before.
     """
 
-    def __init__(self, slots: int, room_bytes: int, driver: CudaDriver) -> None:
-        self._driver, self._room_bytes, self._pinned = driver, room_bytes, False
-        memory = mmap.mmap(-1, slots * room_bytes)
+    def __init__(self, slots: int, slot_bytes: int, driver: CudaDriver) -> None:
+        self._driver, self._slot_bytes, self._pinned = driver, slot_bytes, False
+        memory = mmap.mmap(-1, slots * slot_bytes)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         self._size = len(memory)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         self._copied = [driver.make_event() for _ in range(slots)]
-        room = memoryview(memory)
-        self.rooms = [room[begin : begin + room_bytes] for begin in range(0, len(memory), room_bytes)]
+        whole = memoryview(memory)
+        self.slots = [whole[begin : begin + slot_bytes] for begin in range(0, len(memory), slot_bytes)]
 
     def pin(self) -> None:
         """Pin the memory, once."""
@@ -96,7 +98,7 @@ class Ring:
 
     def address(self, slot: int) -> int:
         """Where the slot begins."""
-        return self._address + slot * self._room_bytes
+        return self._address + slot * self._slot_bytes
 
     def used(self, slot: int, stream: int) -> None:
         """The slot is free again when the stream has got this far."""
@@ -111,7 +113,7 @@ class Ring:
         self._driver.wait(self._copied[slot])
 
     def close(self) -> None:
-        """Take the pin off; the memory is freed with the last room."""
+        """Take the pin off; the memory is freed with the last slot."""
         for event in self._copied:
             self._driver.drop_event(event)
         if self._pinned:
@@ -121,19 +123,19 @@ class Ring:
 class Copies:
     """From slots to buffers, in a stream of its own."""
 
-    def __init__(self, layout: Layout, buffers: list[torch.Tensor], ring: Ring, driver: CudaDriver) -> None:
+    def __init__(self, layout: BufferLayout, buffers: list[torch.Tensor], ring: Ring, driver: CudaDriver) -> None:
         self._layout, self._buffers, self._ring, self._driver = layout, buffers, ring, driver
         self._addresses = [buffer.data_ptr() for buffer in buffers]
         casts = any(buffer.stored != buffer.final for buffer in layout.buffers)
         # In the caller's stream: made in the other one it would stay that one's for ever.
-        self._scratch = torch.empty(room_bytes(layout) if casts else 0, dtype=torch.uint8, device=buffers[0].device)
+        self._scratch = torch.empty(slot_bytes(layout) if casts else 0, dtype=torch.uint8, device=buffers[0].device)
         self._stream = driver.make_stream()
 
-    def start(self, slot: int, first: int, piece: Piece) -> None:
-        """Begin to copy a piece that is in the slot from byte `first` on."""
+    def start(self, slot: int, first: int, chunk: Chunk) -> None:
+        """Begin to copy a chunk that is in the slot from byte `first` on."""
         self._ring.pin()
-        held = self._ring.address(slot) + first - piece.start
-        for part in piece.parts:
+        held = self._ring.address(slot) + first - chunk.start
+        for part in chunk.parts:
             kind, size = self._layout.buffers[part.buffer], part.stop - part.start
             if kind.stored == kind.final:
                 target = self._addresses[part.buffer] + part.element * ITEM_BYTES[kind.final]

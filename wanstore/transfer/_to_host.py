@@ -1,4 +1,4 @@
-"""Pieces to buffers in this process's own memory: read in place, but for what has to be cast."""
+"""Chunks to buffers in this process's own memory: read in place, but for what has to be cast."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import torch
 
 from wanstore._safetensors_format import ITEM_BYTES
-from wanstore.loading.layout import Layout, Part
-from wanstore.loading.reads import THREADS
-from wanstore.loading.sources import Source, room_bytes
-from wanstore.loading.work import Times, Work
+from wanstore.transfer._chunk_queue import ChunkQueue, Times
+from wanstore.transfer._layout import BufferLayout, Part
+from wanstore.transfer._read_queue import THREADS
+from wanstore.transfer._readers import Reader, slot_bytes
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -26,38 +26,40 @@ _CAST_ELEMENTS = 32_000
 
 
 @contextmanager
-def move_to_host(source: Source, layout: Layout, buffers: list[torch.Tensor], work: Work) -> Iterator[Times]:
-    """Move all pieces, by several threads, before the block. Raises `DamagedError`."""
+def move_to_host(
+    reader: Reader, layout: BufferLayout, buffers: list[torch.Tensor], queue: ChunkQueue
+) -> Iterator[Times]:
+    """Move all chunks, by several threads, before the block. Raises `DamagedError`."""
     began = time.perf_counter()
     with ThreadPoolExecutor(THREADS, "wanstore-read") as pool:
-        threads = [pool.submit(_move, source, layout, buffers, work) for _ in range(min(THREADS, len(work)))]
+        threads = [pool.submit(_move, reader, layout, buffers, queue) for _ in range(min(THREADS, len(queue)))]
         for thread in threads:
             thread.result()
     yield Times(time.perf_counter() - began, 0.0)
 
 
-def elements_of(part: Part, layout: Layout, buffers: list[torch.Tensor]) -> torch.Tensor:
+def elements_of(part: Part, layout: BufferLayout, buffers: list[torch.Tensor]) -> torch.Tensor:
     """The elements that a part fills."""
     count = (part.stop - part.start) // ITEM_BYTES[layout.buffers[part.buffer].stored]
     return buffers[part.buffer][part.element : part.element + count]
 
 
-def _move(source: Source, layout: Layout, buffers: list[torch.Tensor], work: Work) -> None:
-    room = torch.empty(0, dtype=torch.uint8)
+def _move(reader: Reader, layout: BufferLayout, buffers: list[torch.Tensor], queue: ChunkQueue) -> None:
+    slot = torch.empty(0, dtype=torch.uint8)
     try:
-        while piece := work.take():
-            for part in piece.parts:
+        while chunk := queue.take():
+            for part in chunk.parts:
                 kind, target = layout.buffers[part.buffer], elements_of(part, layout, buffers)
                 if kind.stored == kind.final:
-                    source.read(piece.source, part.start, target.view(torch.uint8).numpy().data)
+                    reader.read(chunk.file, part.start, target.view(torch.uint8).numpy().data)
                     continue
-                room = room if len(room) else torch.empty(room_bytes(layout), dtype=torch.uint8)
-                held = room[: part.stop - part.start]
-                source.read(piece.source, part.start, held.numpy().data)
+                slot = slot if len(slot) else torch.empty(slot_bytes(layout), dtype=torch.uint8)
+                held = slot[: part.stop - part.start]
+                reader.read(chunk.file, part.start, held.numpy().data)
                 _cast(held.view(DTYPES[kind.stored]), target)
-            work.done(piece)
+            queue.done(chunk)
     except BaseException:
-        work.stop()  # the other threads end too
+        queue.stop()  # the other threads end too
         raise
 
 

@@ -1,4 +1,4 @@
-"""Bytes from a source into buffers on a device, by several threads at once and with little memory between."""
+"""Bytes from a reader into buffers on a device, by several threads at once and with little memory between."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import torch
 
 from wanstore._error_translation import first_line, lacks_memory
 from wanstore.errors import DeviceError, DeviceMemoryError
-from wanstore.loading.device import pick_device
-from wanstore.loading.layout import Layout
-from wanstore.loading.report import TransferRecord
-from wanstore.loading.sources import Source
-from wanstore.loading.to_cuda import move_to_cuda
-from wanstore.loading.to_host import DTYPES, move_to_host
-from wanstore.loading.work import Times, Work
+from wanstore.transfer._chunk_queue import ChunkQueue, Times
+from wanstore.transfer._device import pick_device
+from wanstore.transfer._layout import BufferLayout
+from wanstore.transfer._readers import Reader
+from wanstore.transfer._to_cuda import move_to_cuda
+from wanstore.transfer._to_host import DTYPES, move_to_host
+from wanstore.transfer.record import TransferRecord
 
 
 class Transfer:
-    """Moves all pieces of a layout; begins with the block, and goes on while the block does other things.
+    """Moves all chunks of a layout; begins with the block, and goes on while the block does other things.
 
     `tensors()` waits for the end. Leaving the block early stops the threads; none outlives it, and neither
-    does anything that they opened. Host memory: a few dozen pieces.
+    does anything that they opened. Host memory: a few dozen chunks.
     """
 
     def __init__(
         self,
-        source: Source,
-        layout: Layout,
+        reader: Reader,
+        layout: BufferLayout,
         device: str | torch.device | None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         """`device` is picked by the transfer's own thread, since a GPU's start takes a while: see `pick_device`."""
-        self._source, self._layout, self._wanted = source, layout, device
+        self._reader, self._layout, self._wanted = reader, layout, device
         self._device = torch.device("cpu")
-        self._work = Work(layout.pieces, advance)
+        self._queue = ChunkQueue(layout.chunks, advance)
         self._buffers: list[torch.Tensor] = []
         self._error: BaseException | None = None
         self._over = threading.Event()
@@ -62,7 +62,7 @@ class Transfer:
         self._buffers.clear()
 
     def _stop(self) -> None:
-        self._work.stop()
+        self._queue.stop()
         if self._thread.ident is None:  # it was never begun, or is about to begin
             self._over.wait(1.0)
         if self._thread.ident is not None:
@@ -97,7 +97,7 @@ class Transfer:
     def record(self) -> TransferRecord:
         """What it took, once it is over."""
         return TransferRecord(
-            size_bytes=sum(piece.stop - piece.start for piece in self._layout.pieces),
+            size_bytes=sum(chunk.stop - chunk.start for chunk in self._layout.chunks),
             uncached_bytes=self._uncached_bytes,
             seconds=self._ended - self.began,
             prepare_seconds=self._prepared - self.began,
@@ -109,19 +109,19 @@ class Transfer:
         self.began = time.perf_counter()
         try:
             self._device = pick_device(self._wanted)
-            self._uncached_bytes = self._source.look(self._layout.pieces)
+            self._uncached_bytes = self._reader.look(self._layout.chunks)
             self._buffers += _allocate(self._layout, self._device)
             self._prepared = time.perf_counter()
             move = move_to_cuda if self._device.type == "cuda" else move_to_host
-            with move(self._source, self._layout, self._buffers, self._work) as self._times:
-                self._source.finish()
+            with move(self._reader, self._layout, self._buffers, self._queue) as self._times:
+                self._reader.finish()
                 self._end()  # what the move still has to put away need not be waited for
         except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for it
             self._buffers.clear()
             # A traceback would keep frames alive, and with them gigabytes of buffers.
             self._error = _told(error, self._device, self._layout.size_bytes).with_traceback(None)
         finally:
-            self._source.close()
+            self._reader.close()
             self._end()
 
     def _end(self) -> None:
@@ -130,7 +130,7 @@ class Transfer:
             self._over.set()
 
 
-def _allocate(layout: Layout, device: torch.device) -> list[torch.Tensor]:
+def _allocate(layout: BufferLayout, device: torch.device) -> list[torch.Tensor]:
     return [torch.empty(buffer.elements, dtype=DTYPES[buffer.final], device=device) for buffer in layout.buffers]
 
 

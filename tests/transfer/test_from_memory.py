@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wanstore.loading import transfer
-from wanstore.loading.moving import Move
-from wanstore.loading.report import PhaseClock
+from wanstore.transfer import _transfer as transfer
+from wanstore.transfer._from_memory import MemoryTransfer
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -21,8 +20,8 @@ def test_each_tensor_arrives_with_its_shape_and_strides(device: str) -> None:
         "one": torch.tensor(1.5), "none": torch.zeros(0, 3),
     }  # fmt: skip
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    with Move(tensors, torch.device(device)) as move:
-        moved = move.wait(PhaseClock())
+    with MemoryTransfer(tensors, torch.device(device)) as move:
+        moved = move.tensors()
     for name, tensor in tensors.items():
         there = moved[name]
         assert (there.device.type, there.dtype, there.stride()) == (device, tensor.dtype, tensor.stride())
@@ -40,9 +39,9 @@ def test_a_move_that_fails_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> 
     from wanstore.errors import DeviceMemoryError
 
     def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError("no room")
+        raise torch.OutOfMemoryError("no slot")
 
     monkeypatch.setattr(transfer, "_allocate", fail)
-    with pytest.raises(DeviceMemoryError), Move({"x": torch.ones(5)}, torch.device("cpu")) as move:
-        move.wait(PhaseClock())
+    with pytest.raises(DeviceMemoryError), MemoryTransfer({"x": torch.ones(5)}, torch.device("cpu")) as move:
+        move.tensors()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("wanstore-")]

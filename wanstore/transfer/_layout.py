@@ -1,4 +1,4 @@
-"""Where tensors go: buffers that they are views of, and the pieces of files that fill them. Plain numbers, no torch."""
+"""Where tensors go: buffers that they are views of, and the chunks of files that fill them. Plain numbers, no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import attrs
 
 from wanstore._safetensors_format import ITEM_BYTES, TENSOR_ALIGNMENT, Tensor
 
-PIECE_BYTES = 8 << 20
+CHUNK_BYTES = 8 << 20
 """Read and moved at a time. From 4 MiB on a PCIe 5 link runs at its full rate; of larger ones there are fewer."""
-DISK_PIECE_BYTES = 32 << 20
+DISK_CHUNK_BYTES = 32 << 20
 """The same for what a disk has to read: there it is bytes under way that count."""
 NARROW, WIDE = "F16", "F32"
 
@@ -40,7 +40,7 @@ class Place:
 
 @attrs.frozen
 class Part:
-    """Bytes `start` to `stop` of a source, which go to `buffer` from element `element` on."""
+    """Bytes `start` to `stop` of a file, which go to `buffer` from element `element` on."""
 
     start: int
     stop: int
@@ -49,10 +49,10 @@ class Part:
 
 
 @attrs.frozen
-class Piece:
-    """Neighbouring parts of source number `source`, moved in one go, never half an element."""
+class Chunk:
+    """Neighbouring parts of file number `file`, moved in one go, never half an element."""
 
-    source: int
+    file: int
     parts: tuple[Part, ...]
 
     @property
@@ -65,13 +65,13 @@ class Piece:
 
 
 @attrs.frozen
-class Layout:
-    """All of a load: the buffers, each tensor's place by its name, and the pieces in the order to move them."""
+class BufferLayout:
+    """All of a load: the buffers, each tensor's place by its name, and the chunks in the order to move them."""
 
     buffers: tuple[Buffer, ...]
     places: Mapping[str, Place]
-    pieces: tuple[Piece, ...]
-    piece_bytes: int
+    chunks: tuple[Chunk, ...]
+    chunk_bytes: int
 
     @property
     def size_bytes(self) -> int:
@@ -80,20 +80,20 @@ class Layout:
 
 
 def lay_out_files(
-    files: Sequence[tuple[str, Sequence[Tensor], Callable[[str], bool]]], piece_bytes: int | None = None
-) -> Layout:
+    files: Sequence[tuple[str, Sequence[Tensor], Callable[[str], bool]]], chunk_bytes: int | None = None
+) -> BufferLayout:
     """A buffer for each file and kind of tensor. `files` are (prefix of names, tensors, which stay float32).
 
-    Pieces are of `piece_bytes` at most, by default `PIECE_BYTES`.
+    Chunks are of `chunk_bytes` at most, by default `CHUNK_BYTES`.
 
     Floating-point tensors become float16, those that stay float32 are widened; others are kept as they are.
     A file as setup writes it needs one buffer, and one more for what is widened. Every tensor starts at a
     multiple of 256 bytes, as in memory that torch allocates: kernels are chosen by alignment.
     """
-    piece_bytes = piece_bytes or PIECE_BYTES
+    chunk_bytes = chunk_bytes or CHUNK_BYTES
     buffers: list[Buffer] = []
     places: dict[str, Place] = {}
-    pieces: list[Piece] = []
+    chunks: list[Chunk] = []
     for number, (prefix, tensors, keeps_float32) in enumerate(files):
         kinds: dict[tuple[str, str], int] = {}
         ends: dict[int, int] = {}
@@ -111,24 +111,24 @@ def lay_out_files(
             elif tensor.elements:
                 parts.append(part)
         buffers += [Buffer(*kind, ends[buffer]) for kind, buffer in kinds.items()]
-        pieces += _cut(number, parts, buffers, piece_bytes)
-    return Layout(tuple(buffers), places, tuple(pieces), piece_bytes)
+        chunks += _cut(number, parts, buffers, chunk_bytes)
+    return BufferLayout(tuple(buffers), places, tuple(chunks), chunk_bytes)
 
 
-def lay_out_buffers(sizes: Sequence[int]) -> Layout:
-    """Copies of buffers of `sizes` bytes, each as it is; source number and buffer number are the same."""
+def lay_out_buffers(sizes: Sequence[int]) -> BufferLayout:
+    """Copies of buffers of `sizes` bytes, each as it is; file number and buffer number are the same."""
     buffers = [Buffer("U8", "U8", size) for size in sizes]
-    pieces = [
-        piece
+    chunks = [
+        chunk
         for number, size in enumerate(sizes)
         if size
-        for piece in _cut(number, [Part(0, size, number, 0)], buffers, PIECE_BYTES)
+        for chunk in _cut(number, [Part(0, size, number, 0)], buffers, CHUNK_BYTES)
     ]
-    return Layout(tuple(buffers), {}, tuple(pieces), PIECE_BYTES)
+    return BufferLayout(tuple(buffers), {}, tuple(chunks), CHUNK_BYTES)
 
 
 def _follows(part: Part, before: Part, item_bytes: int) -> bool:
-    """Whether it lies right behind, in the source and in the buffer."""
+    """Whether it lies right behind, in the file and in the buffer."""
     elements = (before.stop - before.start) // item_bytes
     return (part.buffer, part.start, part.element) == (before.buffer, before.stop, before.element + elements)
 
@@ -139,26 +139,26 @@ def _final(tensor: Tensor, keeps_float32: Callable[[str], bool]) -> str:
     return WIDE if keeps_float32(tensor.name) else NARROW
 
 
-def _cut(source: int, parts: Sequence[Part], buffers: Sequence[Buffer], piece_bytes: int) -> Iterator[Piece]:
-    """Pieces of the parts, which are in the order of the source and leave no gaps.
+def _cut(file: int, parts: Sequence[Part], buffers: Sequence[Buffer], chunk_bytes: int) -> Iterator[Chunk]:
+    """Chunks of the parts, which are in the order of the file and leave no gaps.
 
-    They end at multiples of `piece_bytes` in the source, as a disk's own blocks do.
+    They end at multiples of `chunk_bytes` in the file, as a disk's own blocks do.
     """
-    piece: list[Part] = []
+    chunk: list[Part] = []
     for part in parts:
         item = ITEM_BYTES[buffers[part.buffer].stored]
         start, element = part.start, part.element
         while start < part.stop:
-            begin = piece[0].start if piece else start
-            end = (begin + item - 1) // piece_bytes * piece_bytes + piece_bytes  # one item at least comes before it
-            room = (end - start) // item * item
-            if room <= 0:
-                yield Piece(source, tuple(piece))
-                piece = []
+            begin = chunk[0].start if chunk else start
+            end = (begin + item - 1) // chunk_bytes * chunk_bytes + chunk_bytes  # one item at least comes before it
+            space = (end - start) // item * item
+            if space <= 0:
+                yield Chunk(file, tuple(chunk))
+                chunk = []
                 continue
-            stop = min(part.stop, start + room)
-            piece.append(Part(start, stop, part.buffer, element))
+            stop = min(part.stop, start + space)
+            chunk.append(Part(start, stop, part.buffer, element))
             element += (stop - start) // item
             start = stop
-    if piece:
-        yield Piece(source, tuple(piece))
+    if chunk:
+        yield Chunk(file, tuple(chunk))

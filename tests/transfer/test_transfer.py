@@ -22,17 +22,18 @@ from safetensors.torch import save_file
 
 from wanstore._safetensors_format import lay_out
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
-from wanstore.loading import layout as layouts
-from wanstore.loading import reads as reads_module
-from wanstore.loading import sources, to_cuda
-from wanstore.loading import transfer as transfers
-from wanstore.loading.layout import Layout, lay_out_buffers, lay_out_files
-from wanstore.loading.reads import ThreadReads
-from wanstore.loading.sources import FileSource, MemorySource
-from wanstore.loading.to_host import move_to_host
-from wanstore.loading.transfer import Transfer
-from wanstore.loading.weight_files import WeightFile, open_weight_file
-from wanstore.loading.work import Work
+from wanstore.transfer import _layout as layouts
+from wanstore.transfer import _read_queue as reads_module
+from wanstore.transfer import _readers as readers
+from wanstore.transfer import _to_cuda as to_cuda
+from wanstore.transfer import _transfer as transfers
+from wanstore.transfer._chunk_queue import ChunkQueue
+from wanstore.transfer._layout import BufferLayout, lay_out_buffers, lay_out_files
+from wanstore.transfer._read_queue import ThreadReadQueue
+from wanstore.transfer._readers import FileReader, MemoryReader
+from wanstore.transfer._to_host import move_to_host
+from wanstore.transfer._transfer import Transfer
+from wanstore.transfer._weight_file import WeightFile, open_weight_file
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
@@ -44,7 +45,7 @@ def is_wide(name: str) -> bool:
 def read(file: WeightFile, device: str = "cpu", advance: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
     """All of a file's tensors."""
     layout = lay_out_files([("", file.tensors, is_wide)])
-    with Transfer(FileSource([file]), layout, device, advance) as transfer:
+    with Transfer(FileReader([file]), layout, device, advance) as transfer:
         return transfer.tensors()
 
 
@@ -65,12 +66,12 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 64 KiB: small files take many, so that slots are used again and tensors are cut."""
-    monkeypatch.setattr(layouts, "PIECE_BYTES", 64 << 10)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 64 KiB: small files take many, so that slots are used again and tensors are cut."""
+    monkeypatch.setattr(layouts, "CHUNK_BYTES", 64 << 10)
 
 
-@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_every_tensor_arrives_cast_as_asked(tmp_path: Path, tensors: dict[str, torch.Tensor], device: str) -> None:
     """Floating-point ones to float16 or float32, on the spot that their kernels like; integers as they are."""
@@ -161,27 +162,27 @@ def host_as_gpu(monkeypatch: pytest.MonkeyPatch) -> HostAsGpu:
 def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to read."""
     if request.param == "by Python":
-        monkeypatch.setattr(to_cuda, "start_reads", ThreadReads)
+        monkeypatch.setattr(to_cuda, "open_read_queue", ThreadReadQueue)
     elif sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"):
         pytest.skip("needs glibc")
 
 
-def through_the_ring(file: WeightFile, work: Work | None = None) -> tuple[Layout, list[torch.Tensor]]:
+def through_the_ring(file: WeightFile, queue: ChunkQueue | None = None) -> tuple[BufferLayout, list[torch.Tensor]]:
     """Move a file as to a GPU."""
     layout = lay_out_files([("", file.tensors, is_wide)])
-    source = FileSource([file])
-    source.look(layout.pieces)
+    reader = FileReader([file])
+    reader.look(layout.chunks)
     kinds = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}
     buffers = [torch.empty(buffer.elements, dtype=kinds[buffer.final]) for buffer in layout.buffers]
     try:
-        with to_cuda.move_to_cuda(source, layout, buffers, work or Work(layout.pieces)):
+        with to_cuda.move_to_cuda(reader, layout, buffers, queue or ChunkQueue(layout.chunks)):
             pass
     finally:
-        source.close()
+        reader.close()
     return layout, buffers
 
 
-@pytest.mark.usefixtures("small_pieces", "reads")
+@pytest.mark.usefixtures("small_chunks", "reads")
 @pytest.mark.parametrize("uncached", [False, True])
 def test_the_ring_carries_every_byte_and_is_let_go(
     tmp_path: Path,
@@ -190,14 +191,14 @@ def test_the_ring_carries_every_byte_and_is_let_go(
     monkeypatch: pytest.MonkeyPatch,
     uncached: bool,
 ) -> None:
-    """Read through page cache or past it; few slots carry many pieces, and are waited for when all are under way."""
+    """Read through page cache or past it; few slots carry many chunks, and are waited for when all are under way."""
     monkeypatch.setattr(to_cuda, "SLOTS", 3)
     if uncached:
-        monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
+        monkeypatch.setattr(readers, "cached_spans", lambda _, spans: [False] * len(spans))
     save_file(tensors, tmp_path / "x.safetensors")
     with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
         layout, buffers = through_the_ring(file)
-    assert len(layout.pieces) > 20
+    assert len(layout.chunks) > 20
     assert (host_as_gpu.pinned, host_as_gpu.events, host_as_gpu.pinned_ever) == ({}, {}, 1)
     assert host_as_gpu.waited
     for name, place in layout.places.items():
@@ -205,7 +206,7 @@ def test_the_ring_carries_every_byte_and_is_let_go(
         assert torch.equal(moved, expected(name, tensors[name])), name
 
 
-@pytest.mark.usefixtures("small_pieces", "reads")
+@pytest.mark.usefixtures("small_chunks", "reads")
 def test_the_ring_is_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: HostAsGpu) -> None:
     """Memory stays pinned no longer than it is used, and nothing reads into it any more."""
     save_file({"a": torch.zeros(300_000), "b": torch.zeros(300_000)}, tmp_path / "x.safetensors")
@@ -216,7 +217,7 @@ def test_the_ring_is_let_go_when_reading_fails(tmp_path: Path, host_as_gpu: Host
     assert (host_as_gpu.pinned, host_as_gpu.events) == ({}, {})
 
 
-@pytest.mark.usefixtures("small_pieces", "reads")
+@pytest.mark.usefixtures("small_chunks", "reads")
 def test_a_gpu_that_fails_in_mid_transfer_leaves_nothing_behind(
     tmp_path: Path, host_as_gpu: HostAsGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,7 +239,7 @@ def test_a_gpu_that_fails_in_mid_transfer_leaves_nothing_behind(
     assert (buffer == 1).all()
 
 
-@pytest.mark.usefixtures("small_pieces", "host_as_gpu")
+@pytest.mark.usefixtures("small_chunks", "host_as_gpu")
 @pytest.mark.skipif(sys.platform != "linux" or not os.confstr("CS_GNU_LIBC_VERSION"), reason="needs glibc")
 def test_reads_that_the_c_library_refuses_are_made_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -264,20 +265,20 @@ def test_reads_that_the_c_library_refuses_are_made_all_the_same(
     assert torch.equal(buffer, values)
 
 
-@pytest.mark.usefixtures("small_pieces", "reads", "host_as_gpu")
+@pytest.mark.usefixtures("small_chunks", "reads", "host_as_gpu")
 def test_stopped_work_ends_with_what_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No new piece begins."""
+    """No new chunk begins."""
     save_file({"a": torch.zeros(3_000_000)}, tmp_path / "x.safetensors")
     with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
         done: list[int] = []
-        work = Work(lay_out_files([("", file.tensors, is_wide)]).pieces)
+        queue = ChunkQueue(lay_out_files([("", file.tensors, is_wide)]).chunks)
 
-        def stop(piece: layouts.Piece) -> None:
-            done.append(piece.stop - piece.start)
-            work.stop()
+        def stop(chunk: layouts.Chunk) -> None:
+            done.append(chunk.stop - chunk.start)
+            queue.stop()
 
-        monkeypatch.setattr(work, "done", stop)
-        through_the_ring(file, work)
+        monkeypatch.setattr(queue, "done", stop)
+        through_the_ring(file, queue)
         assert 0 < sum(done) < file.size_bytes
 
 
@@ -288,48 +289,48 @@ def test_stopped_work_ends_with_what_is_under_way(tmp_path: Path, monkeypatch: p
 def test_pieces_that_are_not_cached_are_read_past_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header_bytes: int
 ) -> None:
-    """In whole pages, also where a piece begins and ends between them; the file's end is no multiple of a page."""
-    monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
+    """In whole pages, also where a chunk begins and ends between them; the file's end is no multiple of a page."""
+    monkeypatch.setattr(readers, "cached_spans", lambda _, spans: [False] * len(spans))
     content = os.urandom(header_bytes + 50_001)
     path = tmp_path / "x"
     path.write_bytes(content)
     with path.open("rb") as opened:
         file = WeightFile(path, lay_out([("a", "U8", (50_001,))]).tensors, opened.fileno(), 0)
-        source = FileSource([file])
+        reader = FileReader([file])
         parts = (layouts.Part(header_bytes, header_bytes + 50_001, 0, 0),)
-        source.look([piece := layouts.Piece(0, parts)])
-        room = memoryview(bytearray(50_001 + 2 * 4096))
-        first = source.fill(piece, room)
-        source.close()
+        reader.look([chunk := layouts.Chunk(0, parts)])
+        slot = memoryview(bytearray(50_001 + 2 * 4096))
+        first = reader.fill(chunk, slot)
+        reader.close()
     assert first == header_bytes % 4096 or first == 0
-    assert room[first : first + 50_001] == content[header_bytes:]
+    assert slot[first : first + 50_001] == content[header_bytes:]
 
 
 def test_a_file_that_took_the_path_meanwhile_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening it once more, to read past the cache, could mix two files."""
-    monkeypatch.setattr(sources, "cached_spans", lambda _, spans: [False] * len(spans))
+    monkeypatch.setattr(readers, "cached_spans", lambda _, spans: [False] * len(spans))
     save_file({"a": torch.ones(5000).half()}, tmp_path / "x.safetensors")
     save_file({"a": torch.zeros(5000).half()}, tmp_path / "y.safetensors")
     with open_weight_file(tmp_path / "x.safetensors") as file:
         (tmp_path / "y.safetensors").rename(tmp_path / "x.safetensors")
         layout = lay_out_files([("", file.tensors, is_wide)])
-        source = FileSource([file])
-        source.look(layout.pieces)
-        room = memoryview(bytearray(sources.room_bytes(layout)))
-        first = source.fill(layout.pieces[0], room)
-        source.close()
-    assert room[first : first + 10_000] == torch.ones(5000).half().numpy().tobytes()
+        reader = FileReader([file])
+        reader.look(layout.chunks)
+        slot = memoryview(bytearray(readers.slot_bytes(layout)))
+        first = reader.fill(layout.chunks[0], slot)
+        reader.close()
+    assert slot[first : first + 10_000] == torch.ones(5000).half().numpy().tobytes()
 
 
-# --- memory as the source
+# --- memory as the origin
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_memory_is_copied_buffer_by_buffer(device: str) -> None:
     """Of any size, also none."""
-    arrays = [torch.randint(0, 255, (size,), dtype=torch.uint8) for size in (0, 1, 70_001, layouts.PIECE_BYTES + 5)]
-    source = MemorySource([array.numpy() for array in arrays])
-    with Transfer(source, lay_out_buffers([len(array) for array in arrays]), device) as transfer:
+    arrays = [torch.randint(0, 255, (size,), dtype=torch.uint8) for size in (0, 1, 70_001, layouts.CHUNK_BYTES + 5)]
+    reader = MemoryReader([array.numpy() for array in arrays])
+    with Transfer(reader, lay_out_buffers([len(array) for array in arrays]), device) as transfer:
         assert all(torch.equal(b.cpu(), array) for b, array in zip(transfer.buffers(), arrays, strict=True))
 
 
@@ -390,16 +391,16 @@ def test_too_little_memory_is_told_with_how_much_it_takes(device: str) -> None:
     """And nothing of what was allocated stays."""
     with nothing_left(), pytest.raises(DeviceError, match=r"no room for 1125899\.9 GB"):
         layout = lay_out_buffers([1 << 20])
-        huge = layouts.Layout(
-            (*layout.buffers, layouts.Buffer("U8", "U8", 1 << 50)), {}, layout.pieces, layout.piece_bytes
+        huge = layouts.BufferLayout(
+            (*layout.buffers, layouts.Buffer("U8", "U8", 1 << 50)), {}, layout.chunks, layout.chunk_bytes
         )
-        with Transfer(MemorySource([]), huge, device) as transfer:
+        with Transfer(MemoryReader([]), huge, device) as transfer:
             transfer.buffers()
 
 
 def test_an_unknown_device_is_told_where_the_result_is_asked_for() -> None:
     """Not in a thread that nobody hears."""
-    with Transfer(MemorySource([]), lay_out_buffers([]), "toaster") as transfer, pytest.raises(NotSupportedError):
+    with Transfer(MemoryReader([]), lay_out_buffers([]), "toaster") as transfer, pytest.raises(NotSupportedError):
         transfer.buffers()
 
 
@@ -411,12 +412,12 @@ def test_a_kept_error_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.Monkey
         layout = lay_out_files([("", file.tensors, is_wide)])
         os.truncate(file.path, file.tensors[-1].start + 1)
 
-        def watched(source: Any, layout: Layout, buffers: list[torch.Tensor], work: Work) -> Any:
+        def watched(reader: Any, layout: BufferLayout, buffers: list[torch.Tensor], queue: ChunkQueue) -> Any:
             seen.extend(weakref.ref(buffer) for buffer in buffers)
-            return move_to_host(source, layout, buffers, work)
+            return move_to_host(reader, layout, buffers, queue)
 
         monkeypatch.setattr(transfers, "move_to_host", watched)
-        with Transfer(FileSource([file]), layout, "cpu") as transfer, pytest.raises(DamagedError) as caught:
+        with Transfer(FileReader([file]), layout, "cpu") as transfer, pytest.raises(DamagedError) as caught:
             transfer.buffers()
         gc.disable()  # not by chance
         try:
@@ -431,7 +432,7 @@ def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
     """As on Ctrl-C: what is under way ends, nothing new begins."""
     arrays = [torch.zeros(1 << 20, dtype=torch.uint8).numpy()] * 200
     done: list[int] = []
-    transfer = Transfer(MemorySource(arrays), lay_out_buffers([1 << 20] * 200), "cpu", done.append)
+    transfer = Transfer(MemoryReader(arrays), lay_out_buffers([1 << 20] * 200), "cpu", done.append)
     with nothing_left(), pytest.raises(KeyboardInterrupt), transfer:
         raise KeyboardInterrupt
     assert len(done) < 200
@@ -446,8 +447,8 @@ class Slow:
     def advance(self, *_): print("moving", flush=True), time.sleep(0.2)
     def finish(self, *_): ...
     def message(self, *_): ...
-from wanstore.loading import layout
-layout.PIECE_BYTES = 64 << 10
+from wanstore.transfer import _layout as layout
+layout.CHUNK_BYTES = 64 << 10
 try:
     load(Path(sys.argv[1]), device="cpu", sealed=False, progress=Slow())
 except KeyboardInterrupt:
@@ -476,6 +477,6 @@ def test_an_error_without_a_word_is_told_by_its_kind(monkeypatch: pytest.MonkeyP
         raise RuntimeError
 
     monkeypatch.setattr(transfers, "_allocate", fail)
-    transfer = Transfer(MemorySource([]), lay_out_buffers([5]), "cpu")
+    transfer = Transfer(MemoryReader([]), lay_out_buffers([5]), "cpu")
     with transfer, pytest.raises(DeviceError, match="RuntimeError"):
         transfer.buffers()

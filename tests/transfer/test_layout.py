@@ -1,4 +1,4 @@
-"""The layout puts every byte of every tensor in one place, and cuts the way there into pieces."""
+"""The layout puts every byte of every tensor in one place, and cuts the way there into chunks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wanstore._safetensors_format import ITEM_BYTES, Tensor
 from wanstore._safetensors_format import lay_out as lay_out_stored
-from wanstore.loading.layout import PIECE_BYTES, Layout, lay_out_buffers, lay_out_files
+from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, lay_out_buffers, lay_out_files
 
 KINDS = st.sampled_from(["F16", "F32", "BF16", "F64", "I64", "BOOL"])
 SHAPES = st.lists(st.integers(0, 300), max_size=3).map(tuple)
@@ -33,13 +33,13 @@ def is_wide(name: str) -> bool:
     return name.startswith("wide")
 
 
-def moved(layout: Layout, source: int) -> dict[int, tuple[int, int]]:
+def moved(layout: BufferLayout, file: int) -> dict[int, tuple[int, int]]:
     """Where each byte of the source goes: buffer and byte of the stored dtype."""
     places = {}
-    for piece in layout.pieces:
-        if piece.source != source:
+    for chunk in layout.chunks:
+        if chunk.file != file:
             continue
-        for part in piece.parts:
+        for part in chunk.parts:
             item = ITEM_BYTES[layout.buffers[part.buffer].stored]
             for offset in range(part.stop - part.start):
                 assert part.start + offset not in places, "moved twice"
@@ -88,10 +88,10 @@ def test_pieces_are_bounded_and_end_between_elements(sizes: list[tuple[str, tupl
     tensors = in_a_file(sizes)
     layout = lay_out_files([("", tensors, is_wide)])
     position = 8
-    for piece in layout.pieces:
-        assert piece.start == position
-        assert 0 < piece.stop - piece.start <= PIECE_BYTES
-        for part in piece.parts:
+    for chunk in layout.chunks:
+        assert chunk.start == position
+        assert 0 < chunk.stop - chunk.start <= CHUNK_BYTES
+        for part in chunk.parts:
             assert part.start == position
             assert (part.stop - part.start) % ITEM_BYTES[layout.buffers[part.buffer].stored] == 0
             position = part.stop
@@ -99,12 +99,12 @@ def test_pieces_are_bounded_and_end_between_elements(sizes: list[tuple[str, tupl
 
 
 def test_a_stored_file_takes_one_buffer_and_one_for_what_is_widened() -> None:
-    """Neighbours of one kind are moved together: a few pieces, not one for each tensor."""
+    """Neighbours of one kind are moved together: a few chunks, not one for each tensor."""
     stored = lay_out_stored([(f"slim.{number}", "F16", (1000, 128)) for number in range(100)])
     layout = lay_out_files([("", stored.tensors, is_wide)])
     assert len(layout.buffers) == 1
-    assert all(len(piece.parts) == 1 for piece in layout.pieces)
-    assert layout.pieces[0].start % 4096 == 0
+    assert all(len(chunk.parts) == 1 for chunk in layout.chunks)
+    assert layout.chunks[0].start % 4096 == 0
     mixed = lay_out_stored([("slim.0", "F16", (128,)), ("wide.0", "F16", (128,)), ("slim.1", "F16", (128,))])
     assert [(b.final, b.elements) for b in lay_out_files([("", mixed.tensors, is_wide)]).buffers] == [
         ("F16", 256), ("F32", 128)
@@ -119,10 +119,10 @@ def test_files_have_buffers_of_their_own() -> None:
     assert layout.size_bytes == 2 * 8 * 4
 
 
-@pytest.mark.parametrize("sizes", [[], [0], [1, PIECE_BYTES, 2 * PIECE_BYTES + 3]])
+@pytest.mark.parametrize("sizes", [[], [0], [1, CHUNK_BYTES, 2 * CHUNK_BYTES + 3]])
 def test_buffers_are_copied_as_they_are(sizes: list[int]) -> None:
-    """One for one, in pieces."""
+    """One for one, in chunks."""
     layout = lay_out_buffers(sizes)
     assert [buffer.size_bytes for buffer in layout.buffers] == sizes
     for number, size in enumerate(sizes):
-        assert sum(piece.stop - piece.start for piece in layout.pieces if piece.source == number) == size
+        assert sum(chunk.stop - chunk.start for chunk in layout.chunks if chunk.file == number) == size

@@ -1,4 +1,4 @@
-"""Reads under way, many at a time, each into room of its own: by the C library's threads, or by Python's."""
+"""Many reads under way at once, each into a slot of its own: by the C library's threads, or by Python's."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from wanstore.errors import NotSupportedError
-from wanstore.loading.layout import Piece
-from wanstore.loading.sources import FileSource, Source
+from wanstore.transfer._layout import Chunk
+from wanstore.transfer._readers import FileReader, Reader
 
 THREADS = 16
 """What it takes to read page cache at several times a PCIe link's rate, and to keep a network file system busy."""
 
 
-class Reads(Protocol):
-    """Fills rooms with pieces. A room is known by its number, and has one read under way at most."""
+class ReadQueue(Protocol):
+    """Fills slots with chunks. A slot is known by its number, and has at most one read under way."""
 
-    def start(self, room: int, piece: Piece) -> None:
-        """Begin to read the piece into the room."""
+    def start(self, slot: int, chunk: Chunk) -> None:
+        """Begin to read the chunk into the slot."""
 
     def finished(self) -> list[tuple[int, int]]:
-        """Reads that are over, one at least: which room, and where in it the piece begins.
+        """Wait for at least one read; each finished one as its slot and where in it the chunk begins.
 
         Raises `DamagedError` when one failed.
         """
@@ -33,16 +33,16 @@ class Reads(Protocol):
         """Return when nothing is under way any more."""
 
 
-class ThreadReads:
-    """By threads of Python's own: for any source, on any system."""
+class ThreadReadQueue:
+    """By threads of Python's own: for any reader, on any system."""
 
-    def __init__(self, source: Source, rooms: list[memoryview]) -> None:
-        self._source, self._rooms = source, rooms
+    def __init__(self, reader: Reader, slots: list[memoryview]) -> None:
+        self._reader, self._slots = reader, slots
         self._over: SimpleQueue[tuple[int, int | BaseException]] = SimpleQueue()
         self._pool = ThreadPoolExecutor(THREADS, "wanstore-read")
 
-    def start(self, room: int, piece: Piece) -> None:
-        self._pool.submit(self._read, room, piece)
+    def start(self, slot: int, chunk: Chunk) -> None:
+        self._pool.submit(self._read, slot, chunk)
 
     def finished(self) -> list[tuple[int, int]]:
         over = [self._over.get()]
@@ -54,16 +54,16 @@ class ThreadReads:
         for _, first in over:
             if isinstance(first, BaseException):
                 raise first
-        return [(room, first) for room, first in over if isinstance(first, int)]
+        return [(slot, first) for slot, first in over if isinstance(first, int)]
 
     def close(self) -> None:
         self._pool.shutdown()
 
-    def _read(self, room: int, piece: Piece) -> None:
+    def _read(self, slot: int, chunk: Chunk) -> None:
         try:
-            self._over.put((room, self._source.fill(piece, self._rooms[room])))
+            self._over.put((slot, self._reader.fill(chunk, self._slots[slot])))
         except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for the read
-            self._over.put((room, error))
+            self._over.put((slot, error))
 
 
 class _Request(ctypes.Structure):
@@ -93,40 +93,40 @@ _NO_SIGNAL = 1
 """SIGEV_NONE"""
 
 
-class LibraryReads:
+class AioReadQueue:
     """By the threads that the C library keeps for POSIX asynchronous I/O. Raises `NotSupportedError` without glibc.
 
-    They need no interpreter: sixteen threads of Python's hand its lock around for every piece, and took a third
-    longer for a load. The library reads one descriptor once at a time, so each room has its own.
+    They need no interpreter: sixteen threads of Python's hand its lock around for every chunk, and took a third
+    longer for a load. The library reads one descriptor once at a time, so each slot has its own.
     """
 
-    def __init__(self, source: FileSource, rooms: list[memoryview]) -> None:
+    def __init__(self, reader: FileReader, slots: list[memoryview]) -> None:
         self._quick, self._slow = _glibc()
-        self._source, self._rooms = source, rooms
-        self._requests = [_Request(notify=_NO_SIGNAL, buffer=_address(room)) for room in rooms]
-        self._descriptors: list[tuple[int, int]] = [(-1, -1)] * len(rooms)  # our own, and what it is a copy of
-        self._under_way: dict[int, tuple[Piece, int]] = {}
+        self._reader, self._slots = reader, slots
+        self._requests = [_Request(notify=_NO_SIGNAL, buffer=_address(slot)) for slot in slots]
+        self._descriptors: list[tuple[int, int]] = [(-1, -1)] * len(slots)  # our own, and what it is a copy of
+        self._under_way: dict[int, tuple[Chunk, int]] = {}
 
-    def start(self, room: int, piece: Piece) -> None:
-        descriptor, first, size = self._source.where(piece)
-        request = self._requests[room]
-        request.descriptor, request.offset, request.size = self._own(room, descriptor), first, size
-        self._under_way[room] = piece, first
+    def start(self, slot: int, chunk: Chunk) -> None:
+        descriptor, first, size = self._reader.where(chunk)
+        request = self._requests[slot]
+        request.descriptor, request.offset, request.size = self._own(slot, descriptor), first, size
+        self._under_way[slot] = chunk, first
         if self._quick.aio_read(ctypes.byref(request)) != 0:  # it takes no more just now
-            request.status = request.result = 0  # over, without a byte: the source reads the piece itself then
+            request.status = request.result = 0  # over, without a byte: the reader reads the chunk itself then
 
     def finished(self) -> list[tuple[int, int]]:
         while True:
             over = self._over()
             if over:
-                return [self._take(room) for room in over]
+                return [self._take(slot) for slot in over]
             self._wait()
 
     def close(self) -> None:
         while self._under_way:
-            for room in self._over():
-                self._quick.aio_return(ctypes.byref(self._requests[room]))
-                del self._under_way[room]
+            for slot in self._over():
+                self._quick.aio_return(ctypes.byref(self._requests[slot]))
+                del self._under_way[slot]
             if self._under_way:
                 self._wait()
         for own, _ in self._descriptors:
@@ -134,35 +134,35 @@ class LibraryReads:
                 os.close(own)
         self._descriptors.clear()
 
-    def _own(self, room: int, descriptor: int) -> int:
-        own, copy_of = self._descriptors[room]
+    def _own(self, slot: int, descriptor: int) -> int:
+        own, copy_of = self._descriptors[slot]
         if copy_of != descriptor:
             own = os.dup(descriptor) if own < 0 else os.dup2(descriptor, own, inheritable=False)
-            self._descriptors[room] = own, descriptor
+            self._descriptors[slot] = own, descriptor
         return own
 
     def _over(self) -> list[int]:
-        return [room for room in self._under_way if self._requests[room].status != errno.EINPROGRESS]
+        return [slot for slot in self._under_way if self._requests[slot].status != errno.EINPROGRESS]
 
-    def _take(self, room: int) -> tuple[int, int]:
-        piece, first = self._under_way.pop(room)
-        count = self._quick.aio_return(ctypes.byref(self._requests[room]))
-        self._source.complete(piece, first, max(0, count), self._rooms[room])
-        return room, piece.start - first
+    def _take(self, slot: int) -> tuple[int, int]:
+        chunk, first = self._under_way.pop(slot)
+        count = self._quick.aio_return(ctypes.byref(self._requests[slot]))
+        self._reader.complete(chunk, first, max(0, count), self._slots[slot])
+        return slot, chunk.start - first
 
     def _wait(self) -> None:
-        pending = [ctypes.pointer(self._requests[room]) for room in self._under_way]
+        pending = [ctypes.pointer(self._requests[slot]) for slot in self._under_way]
         self._slow.aio_suspend((ctypes.POINTER(_Request) * len(pending))(*pending), len(pending), None)
 
 
-def start_reads(source: Source, rooms: list[memoryview]) -> Reads:
-    """The quickest way for the source on this system."""
-    if isinstance(source, FileSource):
+def open_read_queue(reader: Reader, slots: list[memoryview]) -> ReadQueue:
+    """The quickest way for the reader on this system."""
+    if isinstance(reader, FileReader):
         try:
-            return LibraryReads(source, rooms)
+            return AioReadQueue(reader, slots)
         except NotSupportedError:
             pass
-    return ThreadReads(source, rooms)
+    return ThreadReadQueue(reader, slots)
 
 
 def _glibc() -> tuple[ctypes.PyDLL, ctypes.CDLL]:
@@ -179,5 +179,5 @@ def _glibc() -> tuple[ctypes.PyDLL, ctypes.CDLL]:
     return quick, slow
 
 
-def _address(room: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(room))
+def _address(slot: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(slot))

@@ -1,4 +1,4 @@
-"""The few calls of NVIDIA's driver that moving a piece to a GPU takes.
+"""The few calls of NVIDIA's driver that moving a chunk to a GPU takes.
 
 torch has all of them, but lets go of the interpreter's lock in every one, and takes some time over each. Called
 through ctypes, the quick ones keep it.

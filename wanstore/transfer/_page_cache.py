@@ -7,11 +7,11 @@ import mmap
 import os
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from wanstore.loading.weight_files import Weights
+from wanstore.transfer._weight_file import WeightFile
 
 _READ_AHEAD_THREADS = 4
 _BLOCK_BYTES = 8 << 20
@@ -65,9 +65,9 @@ class ReadAhead:
     system caches nothing, nothing is gained or lost. Faults are left to whoever reads the bytes in earnest.
     """
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, files: Iterable[WeightFile]) -> None:
         self._work: deque[tuple[int, int]] = deque()
-        for file in (file for group in weights.values() for file in group):
+        for file in files:
             descriptor, size = file.descriptor, os.fstat(file.descriptor).st_size
             spans = [(start, min(size, start + _BLOCK_BYTES)) for start in range(0, size, _BLOCK_BYTES)]
             missing = zip(spans, cached_spans(descriptor, spans), strict=True)

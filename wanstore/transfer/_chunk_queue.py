@@ -1,0 +1,44 @@
+"""The chunks that are still to be moved, and what moving them took."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from wanstore.transfer._layout import Chunk
+
+
+@attrs.frozen
+class Times:
+    """Seconds that went by with waiting: for bytes to be read, and for the device to have copied them."""
+
+    read_seconds: float
+    wait_seconds: float
+
+
+class ChunkQueue:
+    """A queue of chunks, for several threads; `advance` hears of the bytes of each that is done."""
+
+    def __init__(self, chunks: Iterable[Chunk], advance: Callable[[int], None] = lambda _: None) -> None:
+        self._chunks = deque(chunks)
+        self._advance = advance
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def take(self) -> Chunk | None:
+        """The next chunk; None when there is no more, or no more shall be moved."""
+        try:
+            return self._chunks.popleft()
+        except IndexError:
+            return None
+
+    def done(self, chunk: Chunk) -> None:
+        """The chunk was moved."""
+        self._advance(chunk.stop - chunk.start)
+
+    def stop(self) -> None:
+        """There is nothing more to take."""
+        self._chunks.clear()
