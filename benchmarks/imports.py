@@ -1,4 +1,4 @@
-"""What a load's imports cost: done plainly, and by `import_libraries`. Fresh processes, taking turns.
+"""What a load's imports cost: done plainly, and by `import_lean`. Fresh processes, taking turns.
 
 python3 benchmarks/imports.py [ROUNDS]
 
@@ -28,10 +28,11 @@ from diffusers.models.modeling_utils import no_init_weights
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 """
 OURS = """
-from wanstore.loading.imports import import_libraries
-import_libraries()
+from wanstore.lean_imports import import_lean
+from wanstore.loading import LIBRARIES
+import_lean(LIBRARIES)
 """
-PROGRAMS = {"import torch": "import torch", "plain imports": LIBRARIES, "import_libraries": OURS + LIBRARIES}
+PROGRAMS = {"import torch": "import torch", "plain imports": LIBRARIES, "import_lean": OURS + LIBRARIES}
 
 
 def measure(program: str) -> list[float]:

@@ -20,10 +20,9 @@ def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
         return {}
     import torch
 
-    from wanstore.loading.imports import settle_gpu
-    from wanstore.loading.quiet import quiet_libraries
+    from wanstore.lean_imports import allow_gpu, quiet_libraries
 
-    settle_gpu()
+    allow_gpu()
     config = pipe.transformer.config
     shape = (1, preset.clip.tokens, config.num_attention_heads, config.attention_head_dim)
     query = torch.randn(shape, dtype=pipe.transformer.dtype, device=pipe.device)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
+from wanstore.lean_imports import collection_paused, deferred_imports, import_lean, quiet_libraries, resolve_imported
 from wanstore.loading.check import check_pipeline, check_sealed, read_json
 from wanstore.loading.dtypes import NARROW, check_dtypes
-from wanstore.loading.imports import collection_paused, import_libraries, put_off
 from wanstore.loading.memory import Memory, MemoryPlan, check_memory
-from wanstore.loading.quiet import quiet_libraries
 from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock
 from wanstore.loading.weight_files import Weights, check_fit, open_weights
 from wanstore.transfer._page_cache import ReadAhead
@@ -25,6 +24,13 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
 
     from wanstore.manifest import Manifest
+
+LIBRARIES = (
+    "wanstore.loading.assemble",
+    "wanstore.loading.tokenizer",
+    "diffusers.schedulers.scheduling_unipc_multistep",  # Wan 2.1's
+)
+"""What a load imports, with its own modules that import the libraries at their top."""
 
 __all__ = ["Attention", "LoadReport", "Memory", "MemoryPlan", "Phase", "TransferRecord", "activate", "load"]
 
@@ -91,11 +97,11 @@ def load(
                 with ReadAhead(opened) if "torch" not in sys.modules else nullcontext():
                     from wanstore.loading.streaming import stream
                 streamed = stack.enter_context(stream(files, device, dtypes, progress, folder.name))
-            import_libraries()
+            import_lean(LIBRARIES)
             from wanstore.loading.activation import Origin, fill, make_ready
             from wanstore.loading.attention import check_known
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
-        with put_off():  # libraries go on importing while they build
+        with deferred_imports():  # libraries go on importing while they build
             models = _skeletons(folder, files, dtypes, clock)
             origin = Origin(folder, manifest, attention, dtypes, memory)
             if origin.attention:
@@ -105,6 +111,7 @@ def load(
             pipe = _assemble(folder, models, clock)
     pipe.wanstore_origin = origin
     applied = make_ready(pipe, clock) if streamed else None
+    resolve_imported()
     pipe.load_report = clock.report(str(folder), str(pipe.device), applied)
     return pipe
 
@@ -135,6 +142,7 @@ def activate(
 
     with collection_paused(), quiet_libraries():
         activation.activate(pipe, device, progress or Quiet())
+        resolve_imported()
     return pipe
 
 

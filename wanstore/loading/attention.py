@@ -9,8 +9,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 
 from wanstore._error_translation import first_line
 from wanstore.errors import NotSupportedError
-from wanstore.loading.imports import settle_gpu
-from wanstore.loading.quiet import quiet_libraries
+from wanstore.lean_imports import allow_gpu, quiet_libraries
 from wanstore.loading.report import Attention
 
 NATIVE = "native"
@@ -32,7 +31,7 @@ def apply_attention(pipe: Any, backend: str, device: torch.device) -> Attention:
 
 
 def _apply(pipe: Any, backend: str, device: torch.device) -> Attention:
-    settle_gpu()
+    allow_gpu()
     try:
         pipe.transformer.set_attention_backend(backend)
         _try(backend, device, pipe.transformer.dtype)

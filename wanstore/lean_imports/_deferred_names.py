@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wanstore.loading.stand_ins import ModuleStandIn, NameStandIn
+from wanstore.lean_imports._proxies import ModuleProxy, NameProxy
 
 IMPORTERS = ("diffusers", "transformers", "torchvision")
-"""The packages whose import statements get stand-ins; transformers imports the last one where it is installed."""
+"""The packages whose import statements get proxies; transformers imports the last one where it is installed."""
 
 MODULES = ("scipy.stats", "xformers", "xformers.ops")
 """Modules that are imported whole."""
@@ -70,14 +70,14 @@ _COMPILER_NAMES = {
 }
 
 
-def make_stand_ins() -> dict[str, Mapping[str, Any]]:
-    """A stand-in for each name, by the module that it is imported from."""
+def make_proxies() -> dict[str, Mapping[str, Any]]:
+    """A proxy for each name, by the module that it is imported from."""
     listed = _ATTENTION_NAMES | _TRAINING_NAMES | _QUANTIZATION_NAMES | _MANY_GPU_NAMES | _COMPILER_NAMES
     made: dict[str, dict[str, Any]] = {
-        module: {name: NameStandIn(module, name) for name in names.split()} for module, names in listed.items()
+        module: {name: NameProxy(module, name) for name in names.split()} for module, names in listed.items()
     }
-    made["scipy"] = {"integrate": ModuleStandIn("scipy.integrate")}
+    made["scipy"] = {"integrate": ModuleProxy("scipy.integrate")}
     # The modules that fill this registry are put off: it is taken from the one that imports them both.
-    styles = NameStandIn("transformers.integrations.tensor_parallel", "ALL_PARALLEL_STYLES")
+    styles = NameProxy("transformers.integrations.tensor_parallel", "ALL_PARALLEL_STYLES")
     made["transformers.distributed.parallel_utils"]["ALL_PARALLEL_STYLES"] = styles
     return dict(made)

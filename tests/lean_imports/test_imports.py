@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from wanstore import loading
 
 ROOT = Path(loading.__file__).parents[2]
@@ -145,18 +147,19 @@ def test_rarely_used_libraries_are_left_out_and_work_when_used(tiny_fp16: Path) 
 
 
 def test_installed_extras_wait_until_they_are_used(tmp_path: Path) -> None:
-    """Attention packages are imported by `settle_gpu`, a broken one is given up; others when they are called."""
+    """Attention packages are imported by `allow_gpu`, a broken one is given up; others when they are called."""
     install(tmp_path, "xformers", "0.0.35", ops="def memory_efficient_attention(): return 'fast'")
     install(tmp_path, "flash_attn", "2.8.0", __init__="raise ImportError('built for another torch')")
     install(tmp_path, "scipy", "1.16.0", optimize="def linear_sum_assignment(costs): return 'solved'", stats="beta = 7")
     code = """
 import json, sys
-from wanstore.loading.imports import import_libraries, settle_gpu
-import_libraries()
+from wanstore.lean_imports import allow_gpu, import_lean
+from wanstore.loading import LIBRARIES
+import_lean(LIBRARIES)
 facts = {"early": [name for name in ("xformers", "flash_attn", "scipy") if name in sys.modules]}
 from diffusers.models import attention_dispatch as dispatch
 assert dispatch._CAN_USE_XFORMERS_ATTN and dispatch._CAN_USE_FLASH_ATTN
-settle_gpu()
+allow_gpu()
 import xformers.ops
 assert dispatch.xops is xformers.ops and dispatch._CAN_USE_XFORMERS_ATTN
 assert dispatch.flash_attn_func is None and not dispatch._CAN_USE_FLASH_ATTN
@@ -165,7 +168,7 @@ from transformers.loss import loss_for_object_detection
 assert "scipy" not in sys.modules
 assert loss_for_object_detection.linear_sum_assignment([]) == "solved"
 assert scheduling_unipc_multistep.scipy.stats.beta == 7
-settle_gpu()
+allow_gpu()
 """
     assert run(code, path=tmp_path)["early"] == []
 
@@ -176,8 +179,8 @@ def test_an_installed_torchvision_does_not_bring_the_compiler(tmp_path: Path) ->
     code = """
 import json, sys
 import torch
-from wanstore.loading.imports import put_off
-with put_off():
+from wanstore.lean_imports import deferred_imports
+with deferred_imports():
     import torchvision
 facts = {"early": [name for name in ("torchvision", "torch._dynamo", "sympy") if name in sys.modules]}
 assert torchvision.is_compile_supported("cpu") in (True, False)
@@ -188,24 +191,67 @@ assert torchvision.is_compile_supported is torch._dynamo.utils.is_compile_suppor
 
 
 def test_a_failing_measure_leaves_the_plain_import() -> None:
-    """Whatever goes wrong with the quick imports, the libraries are there; what is missing is said as ever."""
+    """Whatever goes wrong with deferred imports, the libraries are there; what is missing is said as ever."""
     code = """
 import json
-from wanstore.loading import imports
-from wanstore.loading.stand_ins import NameStandIn
-stand_ins, quickly, went_well = imports.make_stand_ins, imports._import_quickly, []
-def unfit():  # this class is in annotations with "|", which no stand-in understands
+from wanstore.lean_imports import _imports as imports
+from wanstore.lean_imports._proxies import NameProxy
+from wanstore.loading import LIBRARIES
+proxies, deferring, went_well = imports.make_proxies, imports._import_deferring, []
+def unfit():  # this class is in annotations with "|", which no proxy understands
     name = "transformers.configuration_utils"
-    return stand_ins() | {name: {"PreTrainedConfig": NameStandIn(name, "PreTrainedConfig")}}
-imports.make_stand_ins = unfit
-imports._import_quickly = lambda: went_well.append(quickly()) or went_well[-1]
-imports.import_libraries()
+    return proxies() | {name: {"PreTrainedConfig": NameProxy(name, "PreTrainedConfig")}}
+imports.make_proxies = unfit
+imports._import_deferring = lambda modules: went_well.append(deferring(modules)) or went_well[-1]
+imports.import_lean(LIBRARIES)
 assert went_well == [False]
 from diffusers import WanPipeline
-imports._LIBRARIES += ("no_such_library",)
 try:
-    imports.import_libraries()
+    imports.import_lean((*LIBRARIES, "no_such_library"))
 except ModuleNotFoundError as error:
     facts = {"error": error.name, "because of": repr(error.__context__)}
 """
     assert run(code) == {"error": "no_such_library", "because of": "None"}
+
+
+PROXIES_LEFT = """
+import json, sys
+from pathlib import Path
+from wanstore.lean_imports._deferred_names import IMPORTERS
+from wanstore.lean_imports._proxies import find_proxies
+from wanstore.loading import load
+
+class Meanwhile:
+    def start(self, *_): ...
+    def advance(self, *_): ...
+    def finish(self, *_):  # all weights are there, the libraries are imported, and the load goes on
+        global imported
+        before = find_proxies(IMPORTERS)
+        import torch.distributed.fsdp, torch.distributed.tensor
+        imported = [name for _, name, proxy in before if proxy.imported() is not None]
+    def message(self, *_): ...
+
+load(Path(sys.argv[1]), device="cpu", sealed=False, progress=Meanwhile())
+left = find_proxies(IMPORTERS)
+facts = {
+    "imported": imported,
+    "left": len(left),
+    "left and imported": [name for _, name, proxy in left if proxy.imported() is not None],
+    "modules": sorted(sys.modules),
+}
+"""
+
+
+def test_a_load_leaves_no_proxy_for_what_is_imported_meanwhile(tiny_fp16: Path) -> None:
+    """What somebody imports while a load goes on is the real thing in other libraries' namespaces when it is over."""
+    facts = run(PROXIES_LEFT, tiny_fp16)
+    assert facts["imported"] and facts["left"] > 0
+    assert facts["left and imported"] == []
+
+
+def test_the_switch_turns_all_of_it_off(tiny_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With WANSTORE_PLAIN_IMPORTS=1 no proxy is made, and the compiler comes with the libraries that import it."""
+    monkeypatch.setenv("WANSTORE_PLAIN_IMPORTS", "1")
+    facts = run(PROXIES_LEFT, tiny_fp16)
+    assert facts["left"] == 0
+    assert "torch._dynamo" in facts["modules"]

@@ -1,4 +1,4 @@
-"""A stand-in is the real thing as soon as it is used, and nobody gets it who did not write the import."""
+"""A proxy is the real thing as soon as it is used, and nobody gets it who did not write the import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from wanstore.loading.stand_ins import ModuleStandIn, NameStandIn, after_import, replaced, settle, standing_in
+from wanstore.lean_imports._proxies import ModuleProxy, NameProxy, after_import, importing_proxies, replaced, resolve
 
 HEAVY = """
 class Layer:
@@ -43,10 +43,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def user_with_stand_ins(names: tuple[str, ...] = NAMES) -> Any:
-    """`light_package.user`, imported with stand-ins for `names` of heavy_package.tools."""
-    made = {name: NameStandIn("heavy_package.tools", name) for name in names}
-    with standing_in(["light_package"], ["heavy_package.tools"], {"heavy_package.tools": made}):
+def user_with_proxies(names: tuple[str, ...] = NAMES) -> Any:
+    """`light_package.user`, imported with proxies for `names` of heavy_package.tools."""
+    made = {name: NameProxy("heavy_package.tools", name) for name in names}
+    with importing_proxies(["light_package"], ["heavy_package.tools"], {"heavy_package.tools": made}):
         return import_module("light_package.user")
 
 
@@ -57,16 +57,16 @@ def heavy_is_there() -> bool:
 @pytest.mark.usefixtures("packages")
 def test_the_real_module_comes_with_the_first_use() -> None:
     """Until a function is called nothing of its module is there; then it is the real one's result."""
-    user = user_with_stand_ins()
+    user = user_with_proxies()
     assert not heavy_is_there() and "heavy_package" not in sys.modules
     assert user.double(3) == 6
-    assert heavy_is_there() and not isinstance(sys.modules["heavy_package.tools"], ModuleStandIn)
+    assert heavy_is_there() and not isinstance(sys.modules["heavy_package.tools"], ModuleProxy)
 
 
 @pytest.mark.usefixtures("packages")
 def test_asking_for_an_instance_imports_nothing() -> None:
     """Nothing is an instance of a class that nobody has imported; once it is imported, its instances are."""
-    user = user_with_stand_ins()
+    user = user_with_proxies()
     assert not isinstance("text", user.Layer) and not issubclass(str, user.Layer)
     assert not heavy_is_there()
     layer = import_module("heavy_package.tools").Layer
@@ -77,7 +77,7 @@ def test_asking_for_an_instance_imports_nothing() -> None:
 @pytest.mark.usefixtures("packages")
 def test_a_class_or_mapping_is_used_as_the_real_one() -> None:
     """Attributes, subclasses, lookups: all of the real thing."""
-    user = user_with_stand_ins()
+    user = user_with_proxies()
     assert user.Layer.kind == user.heavy_package.tools.Layer.kind == "heavy"
     derived = type(user.Layer)("heavy_package.tools", "Layer")
 
@@ -89,9 +89,9 @@ def test_a_class_or_mapping_is_used_as_the_real_one() -> None:
 
 
 @pytest.mark.usefixtures("packages")
-def test_a_copied_stand_in_is_one_still() -> None:
-    """Registries that hold stand-ins can be copied."""
-    again = copy.deepcopy({"double": user_with_stand_ins().double})
+def test_a_copied_proxy_is_one_still() -> None:
+    """Registries that hold proxies can be copied."""
+    again = copy.deepcopy({"double": user_with_proxies().double})
     assert not heavy_is_there()
     assert again["double"](2) == 4
 
@@ -99,15 +99,15 @@ def test_a_copied_stand_in_is_one_still() -> None:
 @pytest.mark.usefixtures("packages")
 def test_an_unknown_name_is_imported_as_ever() -> None:
     """A statement that asks for one name more than is known gets the real module, all of it."""
-    user = user_with_stand_ins(("Layer", "double"))
+    user = user_with_proxies(("Layer", "double"))
     assert heavy_is_there() and user.Layer is sys.modules["heavy_package.tools"].Layer
 
 
 @pytest.mark.usefixtures("packages")
 def test_what_is_there_is_used() -> None:
-    """A module that somebody has imported before has no stand-in."""
+    """A module that somebody has imported before has no proxy."""
     real = import_module("heavy_package.tools")
-    assert user_with_stand_ins().Layer is real.Layer
+    assert user_with_proxies().Layer is real.Layer
 
 
 def test_what_is_not_installed_is_missed(packages: Path) -> None:
@@ -116,12 +116,12 @@ def test_what_is_not_installed_is_missed(packages: Path) -> None:
     (packages / "heavy_package" / "__init__.py").unlink()
     (packages / "heavy_package").rmdir()
     with pytest.raises(ModuleNotFoundError):
-        user_with_stand_ins()
+        user_with_proxies()
 
 
 @pytest.mark.usefixtures("packages")
 def test_others_import_the_real_module_meanwhile() -> None:
-    """Another thread, and code of other packages, get the real module while the stand-ins are handed out."""
+    """Another thread, and code of other packages, get the real module while the proxies are handed out."""
     found: list[ModuleType] = []
 
     def look() -> None:
@@ -130,30 +130,30 @@ def test_others_import_the_real_module_meanwhile() -> None:
         found.append(heavy_package.tools)
 
     before = builtins.__import__
-    with standing_in(["light_package"], ["heavy_package.tools"], {}):
+    with importing_proxies(["light_package"], ["heavy_package.tools"], {}):
         thread = threading.Thread(target=look)
         thread.start()
         thread.join()
-    assert not isinstance(found[0], ModuleStandIn) and found[0].double(1) == 2
+    assert not isinstance(found[0], ModuleProxy) and found[0].double(1) == 2
     assert builtins.__import__ is before
 
 
 @pytest.mark.usefixtures("packages")
-def test_settling_leaves_no_stand_in() -> None:
-    """The modules that got stand-ins have the real things afterwards, as if they had been imported plainly."""
-    user = user_with_stand_ins()
-    settle(["light_package"], "heavy_package")
+def test_resolving_leaves_no_proxy() -> None:
+    """The modules that got proxies have the real things afterwards, as if they had been imported plainly."""
+    user = user_with_proxies()
+    resolve(["light_package"], "heavy_package")
     assert user.double is sys.modules["heavy_package.tools"].double
     assert user.heavy_package is sys.modules["heavy_package"]
 
 
 def test_settling_what_is_broken_says_so(packages: Path) -> None:
-    """The error is the import's own, and the stand-in stays."""
-    user = user_with_stand_ins()
+    """The error is the import's own, and the proxy stays."""
+    user = user_with_proxies()
     (packages / "heavy_package" / "tools.py").write_text("raise OSError('no such symbol')")
     with pytest.raises(OSError, match="no such symbol"):
-        settle(["light_package"], "heavy_package")
-    assert isinstance(user.double, NameStandIn)
+        resolve(["light_package"], "heavy_package")
+    assert isinstance(user.double, NameProxy)
 
 
 @pytest.mark.usefixtures("packages")

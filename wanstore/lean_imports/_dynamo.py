@@ -15,8 +15,8 @@ from importlib import import_module
 from types import FunctionType
 from typing import Any
 
-from wanstore.loading.rarely_used import IMPORTERS
-from wanstore.loading.stand_ins import ModuleStandIn, NameStandIn, after_import, replaced, settle
+from wanstore.lean_imports._deferred_names import IMPORTERS
+from wanstore.lean_imports._proxies import ModuleProxy, NameProxy, after_import, replaced, resolve
 
 _DYNAMO = "torch._dynamo"
 _MARKS = ("allow_in_graph", "assume_constant_result")
@@ -26,10 +26,10 @@ _KEPT: list[tuple[str, Any]] = []
 
 
 @contextmanager
-def compiler_put_off(names: dict[str, Mapping[str, Any]]) -> Iterator[None]:
+def dynamo_deferred(names: dict[str, Mapping[str, Any]]) -> Iterator[None]:
     """While the block runs, marks are kept; from then on `torch._dynamo` is imported when it is used in earnest.
 
-    `names` gets the stand-ins for what is imported from it.
+    `names` gets the proxies for what is imported from it.
     """
     if _DYNAMO in sys.modules:
         yield
@@ -37,10 +37,10 @@ def compiler_put_off(names: dict[str, Mapping[str, Any]]) -> Iterator[None]:
     import torch
 
     names[_DYNAMO] = marks = {mark: partial(_mark, mark) for mark in _MARKS}
-    if not isinstance(vars(torch).get("_dynamo"), ModuleStandIn):
-        compiled = NameStandIn(f"{_DYNAMO}.eval_frame", "OptimizedModule")
-        evaluation = ModuleStandIn(f"{_DYNAMO}.eval_frame", OptimizedModule=compiled)
-        torch._dynamo = ModuleStandIn(_DYNAMO, eval_frame=evaluation, **marks)  # else torch imports it for who looks
+    if not isinstance(vars(torch).get("_dynamo"), ModuleProxy):
+        compiled = NameProxy(f"{_DYNAMO}.eval_frame", "OptimizedModule")
+        evaluation = ModuleProxy(f"{_DYNAMO}.eval_frame", OptimizedModule=compiled)
+        torch._dynamo = ModuleProxy(_DYNAMO, eval_frame=evaluation, **marks)  # else torch imports it for who looks
         after_import(_DYNAMO, _make_up)
     with replaced(
         torch.compiler,
@@ -63,7 +63,7 @@ def _make_up(dynamo: Any) -> None:
     for mark, subject in _KEPT:
         getattr(dynamo, mark)(subject)
     dynamo.eval_frame.skip_code(_disable(_disable, _mark).__code__)  # which all that was disabled late have
-    settle(IMPORTERS, "torch")  # names that it knows in the code that it looks into
+    resolve(IMPORTERS, "torch")  # names that it knows in the code that it looks into
 
 
 def _disable(real: Any, subject: Any = None, recursive: bool = True, **options: Any) -> Any:

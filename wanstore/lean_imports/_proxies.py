@@ -1,6 +1,6 @@
-"""Stand-ins for what libraries import at their top and use rarely: the real thing comes when it is first used.
+"""Proxies for what libraries import at their top and use rarely: the real thing comes when it is first used.
 
-A stand-in is only ever bound to a name in the module that wrote the import statement. It is never in
+A proxy is only ever bound to a name in the module that wrote the import statement. It is never in
 `sys.modules`, so that everybody else's imports, in other threads too, get the real module.
 """
 
@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 
-class NameStandIn:
+class NameProxy:
     """Stands for a function, class or mapping of a module: whatever is done with it is done with the real one.
 
     What is an instance of the class can be told without it: as long as nobody has imported it, nothing is.
@@ -33,6 +33,10 @@ class NameStandIn:
     def real(self) -> Any:
         """What it stands for; raises what importing it raises."""
         return getattr(import_module(self._module), self._name)
+
+    def imported(self) -> Any:
+        """What it stands for if that has been imported, else None."""
+        return vars(sys.modules[self._module]).get(self._name) if self._module in sys.modules else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.real()(*args, **kwargs)
@@ -56,21 +60,21 @@ class NameStandIn:
         return self.real()[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return NameStandIn, (self._module, self._name)
+        return NameProxy, (self._module, self._name)
 
-    def __deepcopy__(self, memo: object) -> NameStandIn:
+    def __deepcopy__(self, memo: object) -> NameProxy:
         return self
 
     def __mro_entries__(self, bases: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.real(),)
 
 
-class ModuleStandIn(ModuleType):
-    """Stands for a module: its attributes are the real one's, but for those that are stand-ins themselves."""
+class ModuleProxy(ModuleType):
+    """Stands for a module: its attributes are the real one's, but for those that are proxies themselves."""
 
-    def __init__(self, name: str, **stand_ins: Any) -> None:
+    def __init__(self, name: str, **proxies: Any) -> None:
         super().__init__(name)
-        vars(self).update(stand_ins)
+        vars(self).update(proxies)
 
     @property
     def package(self) -> str:
@@ -80,9 +84,14 @@ class ModuleStandIn(ModuleType):
     def real(self) -> ModuleType:
         """What it stands for, its submodules imported too; raises what importing them raises."""
         for child in vars(self).values():
-            if isinstance(child, ModuleStandIn):
+            if isinstance(child, ModuleProxy):
                 child.real()
         return import_module(self.__name__)
+
+    def imported(self) -> ModuleType | None:
+        """What it stands for if that, with its submodules, has been imported, else None."""
+        children = [child for child in vars(self).values() if isinstance(child, ModuleProxy)]
+        return sys.modules.get(self.__name__) if all(child.imported() for child in children) else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real(), name)
@@ -92,26 +101,26 @@ class ModuleStandIn(ModuleType):
 
 
 @contextmanager
-def standing_in(
+def importing_proxies(
     importers: Collection[str], modules: Collection[str], names: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[None]:
-    """While the block runs, imports of `modules`, and of `names` from modules, get stand-ins instead.
+    """While the block runs, imports of `modules`, and of `names` from modules, get proxies instead.
 
     That holds for import statements in the packages `importers` alone. A module that is imported already, or
     is not installed, is imported as ever, and so is a statement that asks for any other name.
     """
     plain_import = builtins.__import__
 
-    def stand_in(name: str, wanted: Collection[str]) -> ModuleType | None:
+    def proxy_for(name: str, wanted: Collection[str]) -> ModuleType | None:
         package, _, child = name.partition(".")
         if name in sys.modules or find_spec(package) is None:
             return None
         if wanted:
             known = names.get(name, {})
-            return ModuleStandIn(name, **known) if known.keys() >= set(wanted) else None
+            return ModuleProxy(name, **known) if known.keys() >= set(wanted) else None
         if name not in modules:
             return None
-        return ModuleStandIn(package, **({child: ModuleStandIn(name)} if child else {}))
+        return ModuleProxy(package, **({child: ModuleProxy(name)} if child else {}))
 
     def importing(
         name: str,
@@ -124,27 +133,30 @@ def standing_in(
         if package.partition(".")[0] in importers:
             absolute = resolve_name("." * level + name, package)
             if absolute in modules or absolute in names:
-                found = stand_in(absolute, fromlist or ())
+                found = proxy_for(absolute, fromlist or ())
         return found or plain_import(name, globals, locals, fromlist or (), level)
 
     with replaced(builtins, __import__=importing):
         yield
 
 
-def find_stand_ins(importers: Collection[str], *packages: str) -> list[tuple[dict[str, Any], str, Any]]:
-    """The stand-ins for what is in `packages`, with the namespace of the `importers`' module and the name in it."""
+def find_proxies(importers: Collection[str], *packages: str) -> list[tuple[dict[str, Any], str, Any]]:
+    """The proxies bound in the `importers`' modules, each with the module's namespace and its name there.
+
+    With `packages`, only those for what is in one of them.
+    """
     return [
         (vars(module), bound, value)
         for name, module in list(sys.modules.items())
         if name.partition(".")[0] in importers
         for bound, value in list(vars(module).items())
-        if isinstance(value, NameStandIn | ModuleStandIn) and value.package in packages
+        if isinstance(value, NameProxy | ModuleProxy) and (not packages or value.package in packages)
     ]
 
 
-def settle(importers: Collection[str], *packages: str) -> None:
-    """Replace those by the real things; raises what importing one raises."""
-    for namespace, bound, value in find_stand_ins(importers, *packages):
+def resolve(importers: Collection[str], *packages: str) -> None:
+    """Replace the proxies for what is in `packages` by the real things; raises what importing one raises."""
+    for namespace, bound, value in find_proxies(importers, *packages):
         namespace[bound] = value.real()
 
 
