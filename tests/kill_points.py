@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-import wanstore.loading.assemble  # noqa: F401  the heavy imports, once
 from wanstore.api import setup
 from wanstore.stores.local import LocalStore
 

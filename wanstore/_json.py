@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
+
+from wanstore.errors import DamagedError
 
 T = TypeVar("T")
 
@@ -32,3 +35,16 @@ def from_json(data: Any, cls: type[T]) -> T:
     except Exception as error:  # cattrs raises groups of many kinds; the caller needs one
         reasons = cattrs.transform_error(error)
         raise ValueError("; ".join(reasons)) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; raises `DamagedError` when there is none."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror})", "Run setup again with --replace") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} is not JSON ({error})", "Run setup again with --replace") from error
+    if not isinstance(document, dict):
+        raise DamagedError(f"{path} is not a JSON object", "Run setup again with --replace")
+    return document

@@ -256,7 +256,7 @@ def _existing(store: WeightStore, name: str, recipe: str, replace: bool, progres
 
 def _check_fits_models(plan: ConversionPlan) -> None:
     """Raise `SourceError` unless the planned tensors are just those that the configs' models have."""
-    from wanstore.loading.assemble import expected_tensors
+    from wanstore.building._skeleton import expected_tensors
 
     for component, config in plan.configs.items():
         try:
@@ -276,8 +276,8 @@ def _check_fits_models(plan: ConversionPlan) -> None:
 
 def _check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> None:
     """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work."""
-    from wanstore.loading.assemble import load_scheduler
-    from wanstore.loading.tokenizer import load_tokenizer
+    from wanstore.building._scheduler import load_scheduler
+    from wanstore.building._tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for path in plan.copies:

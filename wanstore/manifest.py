@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import attrs
 
-from wanstore._json import digest_of, from_json, to_json
+from wanstore._json import digest_of, from_json, read_json, to_json
 from wanstore.errors import DamagedError, NotSupportedError
 
 MANIFEST_NAME = "wanstore.json"
@@ -166,3 +167,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return attrs.evolve(parse_manifest(data, str(path)), name=folder.name)
+
+
+def read_tensor_records(folder: Path) -> dict[str, Any]:
+    """What the conversion did to each tensor, as JSON by component; raises `DamagedError` when that is not told."""
+    path = folder / CONVERSION_NAME
+    records: dict[str, Any] = read_json(path).get("tensors", {})
+    try:
+        from_json(records, dict[str, list[TensorRecord]])
+    except ValueError as error:
+        raise DamagedError(f"{path} is no record of tensors ({error})", "Run setup again with --replace") from error
+    return records

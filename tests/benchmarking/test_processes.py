@@ -18,7 +18,7 @@ from wanstore.benchmarking.report import BenchmarkRow
 from wanstore.errors import AccessError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.presets import PRESETS, Preset
 
-WIDE = {"vae": "float32"}
+FLOAT32 = {"vae": "float32"}
 """A CPU takes eight times as long to decode in float16."""
 FIRST, SECOND = (Preset(name, width=32, height=32, frames=5, steps=4) for name in ("first", "second"))
 
@@ -71,7 +71,7 @@ def test_a_row_tells_of_the_whole_life_of_its_process(sealed: Path, tmp_path: Pa
     benchmarker = ProcessBenchmarker(
         sealed,
         "cpu",
-        dtype=WIDE,
+        dtype=FLOAT32,
         steps={"first": 2},
         report=tmp_path / "site/page.md",
         command="wanstore bench w",
@@ -91,7 +91,7 @@ def test_a_row_tells_of_the_whole_life_of_its_process(sealed: Path, tmp_path: Pa
 
 def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> None:
     """The kernel's out-of-memory killer sends the same signal; the other preset is not measured a second time."""
-    benchmarker = ProcessBenchmarker(sealed, "cpu", dtype=WIDE, warmup=0, report=tmp_path / "page.md")
+    benchmarker = ProcessBenchmarker(sealed, "cpu", dtype=FLOAT32, warmup=0, report=tmp_path / "page.md")
 
     def kill(task: str) -> None:
         if task == "generate first":
@@ -111,7 +111,7 @@ def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("field", "other", "told", "refused"),
     [
-        ("dtype", WIDE | {"transformer": "float32"}, "transformer=float32, vae=float32", {"vae": "bfloat16"}),
+        ("dtype", FLOAT32 | {"transformer": "float32"}, "transformer=float32, vae=float32", {"vae": "bfloat16"}),
         ("memory", "streamed", "streamed", "little"),
     ],
 )
@@ -119,7 +119,7 @@ def test_another_dtype_or_plan_is_another_measurement(
     sealed: Path, tmp_path: Path, field: str, other: Any, told: str, refused: Any
 ) -> None:
     """A stopped run's row doesn't stand for it, and the report tells it. One that can't be is refused at once."""
-    benchmarker = ProcessBenchmarker(sealed, "cpu", dtype=WIDE, warmup=0, report=tmp_path / "page.md")
+    benchmarker = ProcessBenchmarker(sealed, "cpu", dtype=FLOAT32, warmup=0, report=tmp_path / "page.md")
 
     assert len(benchmarker.run([FIRST, SECOND], progress=StopsAfterTheFirst()).rows) == 1
     heard = Heard()
@@ -135,7 +135,9 @@ def test_another_dtype_or_plan_is_another_measurement(
 def test_a_preset_whose_clip_is_gone_or_another_runs_is_measured_again(sealed: Path, tmp_path: Path) -> None:
     """A stopped run's row stands only with the clip that it was measured on, and with the same reference."""
     kept, other = tmp_path / "kept", tmp_path / "other"
-    benchmarker = ProcessBenchmarker(sealed, "cpu", dtype=WIDE, warmup=0, report=tmp_path / "page.md", keep_clips=kept)
+    benchmarker = ProcessBenchmarker(
+        sealed, "cpu", dtype=FLOAT32, warmup=0, report=tmp_path / "page.md", keep_clips=kept
+    )
 
     def measured(benchmarker: ProcessBenchmarker) -> BenchmarkRow | None:
         """The first preset's row; None if it was measured before."""

@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from wanstore._json import to_json
+from wanstore.building._skeleton import expected_tensors
 from wanstore.errors import DamagedError, NotFoundError, NotSupportedError
 from wanstore.loading import load
-from wanstore.loading.assemble import expected_tensors
 from wanstore.manifest import MANIFEST_NAME
 from wanstore.testing.sealing import seal_as_is
 from wanstore.testing.tiny_wan import TEXT_ENCODER, TRANSFORMER, VAE

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wanstore.loading.weight_files import open_weights
+from wanstore.building._weight_files import open_weights
 from wanstore.transfer._page_cache import ReadAhead, cached_spans
 
 SPANS = [(0, 1 << 20), (1 << 20, 2 << 20), (2 << 20, 3 << 20)]

@@ -18,9 +18,9 @@ from wanstore.benchmarking.saved import SavedRows
 from wanstore.benchmarking.worker import Job
 from wanstore.benchmarking.worker_process import run_worker
 from wanstore.benchmarking.writable import check_page, check_writable
+from wanstore.building._dtypes import check_dtypes
 from wanstore.errors import DeviceError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
-from wanstore.loading.dtypes import check_dtypes
 from wanstore.loading.memory import MemoryName, check_memory
 from wanstore.manifest import Manifest, read_manifest
 from wanstore.presets import Preset

@@ -118,11 +118,12 @@ def _path(text: str | None) -> Path | None:
 
 def _use_fastest(pipe: Any, preset: Preset) -> dict[str, float]:
     from wanstore.benchmarking.attention import compare_backends
-    from wanstore.loading.attention import NATIVE, apply_attention
+    from wanstore.building._attention import NATIVE
+    from wanstore.loading.activation import apply_attention
 
     seconds = compare_backends(pipe, preset)
     # Comparing leaves the last one set that was tried.
-    applied = apply_attention(pipe, next(iter(seconds), NATIVE), pipe.device)
+    applied = apply_attention(pipe, next(iter(seconds), NATIVE))
     pipe.load_report = attrs.evolve(pipe.load_report, attention=applied)
     return seconds
 

@@ -103,11 +103,11 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show a pipeline's manifest: source, conversion, files."""
     from wanstore._json import to_json
-    from wanstore.loading.check import tensor_records
+    from wanstore.manifest import read_tensor_records
 
     store = open_store_at(store_url)
     manifest = store.manifest(name)
-    records = tensor_records(store.local_path(name)) if tensors else {}
+    records = read_tensor_records(store.local_path(name)) if tensors else {}
     if as_json:
         print_json({**to_json(manifest), "digest": manifest.digest, **({"tensors": records} if tensors else {})})
         return

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from wanstore._versions import versions
+from wanstore.building._dtypes import check_dtypes
 from wanstore.errors import AccessError
 from wanstore.loading import load as load_pipeline
 from wanstore.loading.ceilings import Ceilings, measure_ceilings
-from wanstore.loading.dtypes import check_dtypes
 from wanstore.loading.memory import GIB, choose_plan
 from wanstore.loading.report import LoadReport
 from wanstore.presets import Preset

@@ -90,7 +90,7 @@ def _by_component(_context: click.Context, _parameter: click.Parameter, options:
             raise click.BadParameter(f"{option!r} is not COMPONENT=DTYPE")
     dtypes = dict(option.split("=", 1) for option in options)
     if dtypes:
-        from wanstore.loading.dtypes import check_dtypes
+        from wanstore.building._dtypes import check_dtypes
 
         try:
             check_dtypes(dtypes)

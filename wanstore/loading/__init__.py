@@ -8,14 +8,15 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from wanstore._json import read_json
+from wanstore.building._check import check_pipeline, check_sealed
+from wanstore.building._dtypes import FLOAT16, check_dtypes
+from wanstore.building._weight_files import Weights, check_fit, open_weights
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.lean_imports import collection_paused, deferred_imports, import_lean, quiet_libraries, resolve_imported
-from wanstore.loading.check import check_pipeline, check_sealed, read_json
-from wanstore.loading.dtypes import NARROW, check_dtypes
 from wanstore.loading.memory import Memory, MemoryPlan, check_memory
 from wanstore.loading.report import Attention, LoadReport, Phase, PhaseClock
-from wanstore.loading.weight_files import Weights, check_fit, open_weights
 from wanstore.transfer._page_cache import ReadAhead
 from wanstore.transfer.record import TransferRecord
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from wanstore.manifest import Manifest
 
 LIBRARIES = (
-    "wanstore.loading.assemble",
-    "wanstore.loading.tokenizer",
+    "wanstore.building._skeleton",
+    "wanstore.building._tokenizer",
     "diffusers.schedulers.scheduling_unipc_multistep",  # Wan 2.1's
 )
 """What a load imports, with its own modules that import the libraries at their top."""
@@ -95,11 +96,11 @@ def load(
             if weights == "resident":
                 opened = [file for group in files.values() for file in group]
                 with ReadAhead(opened) if "torch" not in sys.modules else nullcontext():
-                    from wanstore.loading.streaming import stream
-                streamed = stack.enter_context(stream(files, device, dtypes, progress, folder.name))
+                    from wanstore.building._weight_transfer import transfer_weights
+                streamed = stack.enter_context(transfer_weights(files, device, dtypes, progress, folder.name))
             import_lean(LIBRARIES)
+            from wanstore.building._attention import check_known
             from wanstore.loading.activation import Origin, fill, make_ready
-            from wanstore.loading.attention import check_known
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
         with deferred_imports():  # libraries go on importing while they build
             models = _skeletons(folder, files, dtypes, clock)
@@ -165,24 +166,28 @@ def _check(folder: Path, *, verify: bool, sealed: bool, progress: Progress) -> M
 
 def _skeletons(folder: Path, files: Weights, dtypes: Mapping[str, str], clock: PhaseClock) -> dict[str, Any]:
     """Each component's model without weights; raises `DamagedError` unless `files` hold just what they need."""
-    from wanstore.loading.assemble import build_skeleton, check_classes, wanted_tensors
+    from wanstore.building._skeleton import build_skeleton, check_classes, wanted_tensors
 
     with clock.phase("skeleton"):
         check_classes()
         models = {}
         for component, group in files.items():
             path = folder / component
-            config, dtype = read_json(path / "config.json"), dtypes.get(component, NARROW)
+            config, dtype = read_json(path / "config.json"), dtypes.get(component, FLOAT16)
             models[component] = build_skeleton(component, config, str(path), dtype)
             check_fit(folder, component, group, wanted_tensors(models[component]))
         return models
 
 
 def _assemble(folder: Path, models: dict[str, Any], clock: PhaseClock) -> Any:
-    from wanstore.loading.assemble import assemble
-    from wanstore.loading.tokenizer import load_tokenizer
+    from diffusers import WanPipeline
+
+    from wanstore.building._scheduler import load_scheduler
+    from wanstore.building._tokenizer import load_tokenizer
 
     with clock.phase("tokenizer"):
         tokenizer = load_tokenizer(folder / "tokenizer")
     with clock.phase("pipeline"):
-        return assemble(folder, models, tokenizer)
+        pipe = WanPipeline(tokenizer=tokenizer, scheduler=load_scheduler(folder), **models)
+        pipe.register_to_config(_name_or_path=str(folder))
+        return pipe

@@ -13,17 +13,17 @@ from typing import Any
 import attrs
 import torch
 
+from wanstore.building._attention import NATIVE, use_backend
+from wanstore.building._check import check_sealed
+from wanstore.building._skeleton import fill_model, wanted_tensors
+from wanstore.building._weight_files import check_fit, open_weights
+from wanstore.building._weight_transfer import WeightTransfer, transfer_weights
 from wanstore.components import COMPONENTS
 from wanstore.errors import ChangedError, DeviceMemoryError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress
-from wanstore.loading.assemble import fill_model, wanted_tensors
-from wanstore.loading.attention import apply_attention
-from wanstore.loading.check import check_sealed
 from wanstore.loading.memory import Memory
 from wanstore.loading.report import Attention, PhaseClock
 from wanstore.loading.staged import stage
-from wanstore.loading.streaming import Stream, stream
-from wanstore.loading.weight_files import check_fit, open_weights
 from wanstore.manifest import Manifest
 from wanstore.transfer._device import pick_device
 from wanstore.transfer._from_memory import MemoryTransfer
@@ -75,7 +75,10 @@ def activate(pipe: Any, device: str | torch.device | None, progress: Progress) -
             with clock.phase("check"):
                 origin.check_same()
                 opened = open_weights(origin.folder)
-            with opened as files, stream(files, device, origin.dtypes, progress, origin.folder.name) as streamed:
+            with (
+                opened as files,
+                transfer_weights(files, device, origin.dtypes, progress, origin.folder.name) as streamed,
+            ):
                 for component, model in models.items():
                     check_fit(origin.folder, component, files[component], wanted_tensors(model))
                 fill(models, origin, streamed, clock)
@@ -90,7 +93,7 @@ def activate(pipe: Any, device: str | torch.device | None, progress: Progress) -
             pipe.load_report = attrs.evolve(pipe.load_report, attention=attention)
 
 
-def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: PhaseClock) -> None:
+def fill(models: Mapping[str, Any], origin: Origin, streamed: WeightTransfer, clock: PhaseClock) -> None:
     """Wait for the weights and give them to the models, which have none; on an error they stay as they were.
 
     Where the device has no room for all, and components may be streamed, it is the text encoder alone, which works
@@ -103,7 +106,7 @@ def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: Pha
             raise
         with (
             open_weights(origin.folder, ["text_encoder"]) as files,
-            stream(files, streamed.transfer.device, origin.dtypes, streamed.progress, streamed.task) as part,
+            transfer_weights(files, streamed.transfer.device, origin.dtypes, streamed.progress, streamed.task) as part,
         ):
             tensors = _wait(part, clock)
     with clock.phase("assign"):
@@ -113,7 +116,7 @@ def fill(models: Mapping[str, Any], origin: Origin, streamed: Stream, clock: Pha
                 fill_model(component, model, tensors[component])
 
 
-def _wait(transfer: Stream, clock: PhaseClock) -> dict[str, dict[str, torch.Tensor]]:
+def _wait(transfer: WeightTransfer, clock: PhaseClock) -> dict[str, dict[str, torch.Tensor]]:
     """Each component's tensors, once all are there; the wait and the transfer are in the clock from then on."""
     with clock.waiting():
         tensors = transfer.tensors()
@@ -149,7 +152,13 @@ def _apply_once(pipe: Any, device: torch.device) -> Attention | None:
     if backend is None or getattr(pipe, "wanstore_attention_on", None) == device:
         return None
     pipe.wanstore_attention_on = device
-    return apply_attention(pipe, backend, device)
+    return apply_attention(pipe, backend)
+
+
+def apply_attention(pipe: Any, backend: str) -> Attention:
+    """Have the pipeline use `backend` where it works on its device, else the native one; which it is, and why."""
+    reason = use_backend(pipe, backend, pipe.device)
+    return Attention(backend, NATIVE if reason else backend, reason)
 
 
 def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) -> None:

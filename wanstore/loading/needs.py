@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from wanstore._json import read_json
+from wanstore.building._check import check_pipeline
+from wanstore.building._weight_files import open_weights
+from wanstore.building._weight_transfer import stays_float32
 from wanstore.components import COMPONENTS
 from wanstore.errors import DamagedError
-from wanstore.loading.check import check_pipeline, read_json
 from wanstore.loading.memory import Needs, weight_bytes
-from wanstore.loading.streaming import stays_float32
-from wanstore.loading.weight_files import open_weights
 
 
 def needs_of_folder(folder: Path, dtypes: Mapping[str, str]) -> Needs:

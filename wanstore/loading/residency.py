@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
+from wanstore.building._skeleton import fill_model, wanted_tensors
+from wanstore.building._weight_files import check_fit, open_weights
+from wanstore.building._weight_transfer import WeightTransfer, stays_float32, transfer_weights
 from wanstore.components import COMPONENTS
 from wanstore.interfaces import Quiet
-from wanstore.loading.assemble import fill_model, wanted_tensors
 from wanstore.loading.memory import weight_bytes
-from wanstore.loading.streaming import Stream, stays_float32, stream
-from wanstore.loading.weight_files import check_fit, open_weights
 from wanstore.transfer._from_memory import MemoryTransfer
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Residency:
         model = self._models[component]
         device = next(model.parameters()).device
         with ExitStack() as stack:
-            coming: Stream | MemoryTransfer
+            coming: WeightTransfer | MemoryTransfer
             if component in self._host:
                 coming = stack.enter_context(MemoryTransfer(self._host[component], device))
             else:
@@ -116,13 +116,13 @@ class Residency:
             return _Return(coming, stack.pop_all())
 
     @contextmanager
-    def _stream(self, component: str, device: torch.device | str) -> Iterator[Stream]:
+    def _stream(self, component: str, device: torch.device | str) -> Iterator[WeightTransfer]:
         """From the store, by way of the page cache, so that it is still there the next time."""
         origin = self._origin
         origin.check_same()
         with open_weights(origin.folder, [component]) as files:
             check_fit(origin.folder, component, files[component], self._wanted[component])
-            with stream(files, device, origin.dtypes, Quiet(), component, through_cache=True) as streamed:
+            with transfer_weights(files, device, origin.dtypes, Quiet(), component, through_cache=True) as streamed:
                 yield streamed
 
     def _finish(self, component: str) -> dict[str, torch.Tensor]:
@@ -146,5 +146,5 @@ class Residency:
 class _Return:
     """A component on its way back, and what ends that."""
 
-    moving: Stream | MemoryTransfer
+    moving: WeightTransfer | MemoryTransfer
     stack: ExitStack

@@ -12,7 +12,7 @@ CHUNK_BYTES = 8 << 20
 """Read and moved at a time. From 4 MiB on a PCIe 5 link runs at its full rate; of larger ones there are fewer."""
 DISK_CHUNK_BYTES = 32 << 20
 """The same for what a disk has to read: there it is bytes under way that count."""
-NARROW, WIDE = "F16", "F32"
+FLOAT16, FLOAT32 = "F16", "F32"
 
 
 @attrs.frozen
@@ -136,7 +136,7 @@ def _follows(part: Part, before: Part, item_bytes: int) -> bool:
 def _final(tensor: Tensor, keeps_float32: Callable[[str], bool]) -> str:
     if "F" not in tensor.dtype:
         return tensor.dtype
-    return WIDE if keeps_float32(tensor.name) else NARROW
+    return FLOAT32 if keeps_float32(tensor.name) else FLOAT16
 
 
 def _cut(file: int, parts: Sequence[Part], buffers: Sequence[Buffer], chunk_bytes: int) -> Iterator[Chunk]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from wanstore.components import COMPONENTS
 from wanstore.errors import NotSupportedError
 
-NARROW, WIDE = "float16", "float32"
+FLOAT16, FLOAT32 = "float16", "float32"
 
 
 def check_dtypes(asked: object) -> dict[str, str]:
@@ -26,6 +26,6 @@ def check_dtypes(asked: object) -> dict[str, str]:
             raise NotSupportedError(
                 f"There is no component {component!r} that has weights", f"Choose from {', '.join(COMPONENTS)}"
             )
-        if dtype not in (NARROW, WIDE):
-            raise NotSupportedError(f"{component} can't compute in {dtype}", f"Choose {NARROW} or {WIDE}")
-    return {component: dtype for component, dtype in sorted(found.items()) if dtype == WIDE}
+        if dtype not in (FLOAT16, FLOAT32):
+            raise NotSupportedError(f"{component} can't compute in {dtype}", f"Choose {FLOAT16} or {FLOAT32}")
+    return {component: dtype for component, dtype in sorted(found.items()) if dtype == FLOAT32}

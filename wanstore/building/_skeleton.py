@@ -1,4 +1,4 @@
-"""A `WanPipeline` put together from a folder's parts, equal in every bit and attribute to `from_pretrained`'s.
+"""The models of a pipeline without weights, and then with theirs, equal in every bit to `from_pretrained`'s.
 
 `from_pretrained(dtype=torch.float16)` is the reference: tensors under modules that a model class keeps in
 float32 (`_keep_in_fp32_modules`) are widened, all others are float16. A component may be float32 as a whole.
@@ -10,21 +10,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.modeling_utils import no_init_weights
-from diffusers.schedulers import SchedulerMixin
 from transformers import UMT5Config, UMT5EncoderModel
 
+from wanstore.building._dtypes import FLOAT16
 from wanstore.components import COMPONENTS
 from wanstore.errors import DamagedError, NotSupportedError
-from wanstore.loading.check import read_json
-from wanstore.loading.dtypes import NARROW
 
 _CLASSES: dict[str, Any] = {
     "text_encoder": UMT5EncoderModel,
@@ -50,7 +46,7 @@ def wanted_tensors(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name != _TIED}
 
 
-def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: str = NARROW) -> Any:
+def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: str = FLOAT16) -> Any:
     """The component's model with its parameters on the meta device, its buffers real, and nothing in memory.
 
     It has all else that `from_pretrained` leaves on a model. `path` is the folder it is said to come from, `dtype`
@@ -94,32 +90,6 @@ def move_buffers(model: Any, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(device)
-
-
-def load_scheduler(folder: Path) -> Any:
-    """The scheduler that model_index.json names, with its config.
-
-    Raises `NotSupportedError` for an unknown one, `DamagedError` when its config is none.
-    """
-    named: Any = read_json(folder / "model_index.json").get("scheduler")
-    library, name = named if isinstance(named, list) and len(named) == 2 else (None, None)
-    scheduler_class = getattr(diffusers, str(name), None) if library == "diffusers" else None
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        raise NotSupportedError(f"{folder / 'model_index.json'} names no scheduler of diffusers: {named}")
-    build: Any = scheduler_class
-    path = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(path)
-    try:
-        return build.from_config(config)
-    except Exception as error:  # as with the models: a broken config fails in many ways
-        raise DamagedError(f"{path} describes no {name} ({error})", "Run setup again with --replace") from error
-
-
-def assemble(folder: Path, models: Mapping[str, Any], tokenizer: Any) -> Any:
-    """The pipeline of these parts."""
-    pipe = WanPipeline(tokenizer=tokenizer, scheduler=load_scheduler(folder), **models)
-    pipe.register_to_config(_name_or_path=str(folder))
-    return pipe
 
 
 @contextmanager

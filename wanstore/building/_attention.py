@@ -10,7 +10,6 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from wanstore._error_translation import first_line
 from wanstore.errors import NotSupportedError
 from wanstore.lean_imports import allow_gpu, quiet_libraries
-from wanstore.loading.report import Attention
 
 NATIVE = "native"
 
@@ -22,24 +21,23 @@ def check_known(backend: str) -> None:
         raise NotSupportedError(f"diffusers has no attention backend {backend!r}", f"Choose from {', '.join(names)}")
 
 
-def apply_attention(pipe: Any, backend: str, device: torch.device) -> Attention:
-    """Make the pipeline's transformer use `backend`, once it was seen to work on `device`; else the native one."""
+def use_backend(pipe: Any, backend: str, device: torch.device) -> str:
+    """Make the pipeline's transformer use `backend` once it has worked on `device`, or else the native one.
+
+    Returns why the native backend is used instead; "" where `backend` is.
+    """
     if device.type != "cuda":
-        return Attention(backend, NATIVE, "" if backend == NATIVE else f"it needs a GPU, the pipeline is on {device}")
+        return "" if backend == NATIVE else f"it needs a GPU, the pipeline is on {device}"
     with quiet_libraries():  # diffusers says each time that its backends are an experiment
-        return _apply(pipe, backend, device)
-
-
-def _apply(pipe: Any, backend: str, device: torch.device) -> Attention:
-    allow_gpu()
-    try:
-        pipe.transformer.set_attention_backend(backend)
-        _try(backend, device, pipe.transformer.dtype)
-    except Exception as error:  # noqa: BLE001  a backend fails in its own ways: not installed, built for another GPU
-        # diffusers keeps the name for the whole process: it has to be set back, not only left alone.
-        pipe.transformer.set_attention_backend(NATIVE)
-        return Attention(backend, NATIVE, first_line(error))
-    return Attention(backend, backend)
+        allow_gpu()
+        try:
+            pipe.transformer.set_attention_backend(backend)
+            _try(backend, device, pipe.transformer.dtype)
+        except Exception as error:  # noqa: BLE001  a backend fails in its own ways: not installed, built for another GPU
+            # diffusers keeps the name for the whole process: it has to be set back, not only left alone.
+            pipe.transformer.set_attention_backend(NATIVE)
+            return first_line(error)
+    return ""
 
 
 def _try(backend: str, device: torch.device, dtype: torch.dtype) -> None:

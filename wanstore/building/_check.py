@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from wanstore._files import files_below, hash_file
-from wanstore._json import from_json
+from wanstore._json import read_json
 from wanstore.components import check_index
 from wanstore.errors import DamagedError, NotFoundError
 from wanstore.interfaces import Progress, Quiet
-from wanstore.manifest import CONVERSION_NAME, MANIFEST_NAME, FileEntry, Manifest, TensorRecord, read_manifest
+from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 
 _REPAIR = "Run setup again with --replace"
 _READ_SUFFIXES = (".json", ".safetensors")
@@ -80,27 +78,3 @@ def check_pipeline(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
         raise NotFoundError(f"{folder} is no pipeline folder: it has no model_index.json", "Check the path")
     check_index(read_json(folder / "model_index.json"), str(folder / "model_index.json"))
-
-
-def tensor_records(folder: Path) -> dict[str, Any]:
-    """What the conversion did to each tensor, as JSON by component; raises `DamagedError` when that is not told."""
-    path = folder / CONVERSION_NAME
-    records: dict[str, Any] = read_json(path).get("tensors", {})
-    try:
-        from_json(records, dict[str, list[TensorRecord]])
-    except ValueError as error:
-        raise DamagedError(f"{path} is no record of tensors ({error})", _REPAIR) from error
-    return records
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; raises `DamagedError` when there is none."""
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error.strerror})", _REPAIR) from error
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is not JSON ({error})", _REPAIR) from error
-    if not isinstance(document, dict):
-        raise DamagedError(f"{path} is not a JSON object", _REPAIR)
-    return document

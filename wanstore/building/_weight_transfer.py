@@ -9,10 +9,10 @@ from functools import partial
 import attrs
 import torch
 
+from wanstore.building._dtypes import FLOAT32
+from wanstore.building._weight_files import Weights
 from wanstore.components import COMPONENTS
 from wanstore.interfaces import Progress
-from wanstore.loading.dtypes import WIDE
-from wanstore.loading.weight_files import Weights
 from wanstore.transfer._layout import DISK_CHUNK_BYTES, lay_out_files
 from wanstore.transfer._page_cache import cached_share
 from wanstore.transfer._readers import FileReader
@@ -20,7 +20,7 @@ from wanstore.transfer._transfer import Transfer
 
 
 @attrs.frozen
-class Stream:
+class WeightTransfer:
     """Weights under way."""
 
     transfer: Transfer
@@ -39,7 +39,7 @@ class Stream:
 
 
 @contextmanager
-def stream(
+def transfer_weights(
     weights: Weights,
     device: str | torch.device | None,
     dtypes: Mapping[str, str],
@@ -47,7 +47,7 @@ def stream(
     name: str,
     *,
     through_cache: bool = False,
-) -> Iterator[Stream]:
+) -> Iterator[WeightTransfer]:
     """Begin to move all weights to `device`. What `from_pretrained` keeps in float32 is widened, the rest float16.
 
     Of a component that computes in float32, by `dtypes`, all is widened. `through_cache` is as for `FileReader`.
@@ -63,9 +63,9 @@ def stream(
     progress.start(task, sum(file.size_bytes for _, file in files))
     source = FileReader([file for _, file in files], through_cache=through_cache)
     with Transfer(source, layout, device, partial(progress.advance, task)) as transfer:
-        yield Stream(transfer, progress, task)
+        yield WeightTransfer(transfer, progress, task)
 
 
 def stays_float32(component: str, dtypes: Mapping[str, str]) -> Callable[[str], bool]:
     """Which of the component's tensors are float32 on the device, by their names."""
-    return (lambda _: True) if dtypes.get(component) == WIDE else COMPONENTS[component].keeps_float32
+    return (lambda _: True) if dtypes.get(component) == FLOAT32 else COMPONENTS[component].keeps_float32

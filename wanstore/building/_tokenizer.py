@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from wanstore._json import read_json
 from wanstore.errors import DamagedError
-from wanstore.loading.check import read_json
 
 _REPAIR = "Run setup again with --replace"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")

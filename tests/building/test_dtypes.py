@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from wanstore.building._dtypes import check_dtypes
 from wanstore.errors import NotSupportedError
 from wanstore.loading import activate, load
-from wanstore.loading.dtypes import check_dtypes
 
 MODELS = ("text_encoder", "transformer", "vae")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
+from wanstore._json import read_json
 from wanstore.components import COMPONENTS, Component
 from wanstore.errors import DamagedError
-from wanstore.loading.check import read_json
 from wanstore.transfer._weight_file import WeightFile, open_weight_file
 
 _REPAIR = "Run setup again with --replace"
