@@ -19,8 +19,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from memory import differs
 
-from wanstore.loading.lean_vae import make_lean
-from wanstore.loading.memory import GIB
+from wanstore.memory._estimate import GIB
+from wanstore.memory._vae import make_lean
 from wanstore.presets import PRESETS, SPATIAL, Preset
 
 

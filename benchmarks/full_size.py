@@ -24,7 +24,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wanstore._safetensors_format import Layout, lay_out
 from wanstore.components import COMPONENTS, Component
-from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.manifests import seal_as_is
 from wanstore.testing.tiny_wan import SPECIAL_TOKENS, make_tiny_wan, write_tokenizer
 
 SHARD_ELEMENTS = 1_250_000_000

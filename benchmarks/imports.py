@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 """
 OURS = """
 from wanstore.lean_imports import import_lean
-from wanstore.loading import LIBRARIES
+from wanstore.loading._load import LIBRARIES
 import_lean(LIBRARIES)
 """
 PROGRAMS = {"import torch": "import torch", "plain imports": LIBRARIES, "import_lean": OURS + LIBRARIES}

@@ -52,7 +52,7 @@ Load = Callable[[], Any]
 
 
 def wanstore(job: Job) -> Load:
-    from wanstore.loading import load
+    from wanstore.loading._load import load_folder as load
 
     load(Path(job.tiny), device="cpu")  # for its imports
     return lambda: load(Path(job.folder), device=job.device)

@@ -64,7 +64,7 @@ class Comparison:
         self.sums = sums_of(self.files)
         if not self.tiny.exists():
             code = ("import sys; from pathlib import Path; from wanstore.testing.tiny_wan import make_tiny_wan; "
-                    "from wanstore.testing.sealing import seal_as_is; "
+                    "from wanstore.testing.manifests import seal_as_is; "
                     "seal_as_is(make_tiny_wan(Path(sys.argv[1]), dtype='float16'))")  # fmt: skip
             Child([sys.executable, "-c", code, str(self.tiny)]).run(self.deadline.within(LOAD_SECONDS))
             for code in STARTS.values():  # writes the byte code of all that is imported

@@ -25,7 +25,7 @@ import attrs
 from children import Child, Deadline
 from machine import describe
 
-from wanstore.loading.memory import GIB
+from wanstore.memory._estimate import GIB
 from wanstore.presets import PRESETS
 
 
@@ -131,7 +131,7 @@ def _clip(pipe: Any, name: str, make: Callable[..., Any], job: dict[str, Any]) -
     import torch
 
     progress = Steps()
-    with stage_peaks(pipe) as peaks:
+    with phase_peaks(pipe) as peaks:
         began = time.perf_counter()
         frames = make(prompt=f"A clip of {name}.", progress=progress)
         torch.cuda.synchronize()
@@ -142,37 +142,37 @@ def _clip(pipe: Any, name: str, make: Callable[..., Any], job: dict[str, Any]) -
         "seconds": seconds + (PRESETS[name].steps - job["steps"]) * step,
         "step_seconds": step,
         "without_steps_seconds": seconds - len(progress.at) * step,
-        "peaks_gib": {stage: peak / GIB for stage, peak in peaks.items()},
+        "peaks_gib": {phase: peak / GIB for phase, peak in peaks.items()},
         "frames": compare(frames, Path(job["frames"]) / f"{name.replace('/', '-')}.npy"),
     }
     plan = getattr(pipe, "memory_plan", None)
     if plan is not None:
-        predicted = pipe.wanstore_staging.needs.peaks(plan, PRESETS[name].clip)
-        row |= {"plan": str(plan), "predicted_gib": {stage: peak / GIB for stage, peak in predicted.items()}}
+        predicted = pipe.predicted_peaks(PRESETS[name].clip)
+        row |= {"plan": str(plan), "predicted_gib": {phase: peak / GIB for phase, peak in predicted.items()}}
     return row
 
 
 @contextmanager
-def stage_peaks(pipe: Any) -> Iterator[dict[str, int]]:
-    """What torch's allocator handed out at most, by stage; filled when the block is over."""
+def phase_peaks(pipe: Any) -> Iterator[dict[str, int]]:
+    """What torch's allocator handed out at most, by phase; filled when the block is over."""
     import torch
 
     peaks: dict[str, int] = {}
 
-    def ends(stage: str) -> None:
-        peaks[stage] = max(peaks.get(stage, 0), torch.cuda.max_memory_allocated())
+    def ends(phase: str) -> None:
+        peaks[phase] = max(peaks.get(phase, 0), torch.cuda.max_memory_allocated())
         torch.cuda.reset_peak_memory_stats()
 
-    def around(function: Any, before: str, stage: str) -> Any:
+    def around(function: Any, before: str, phase: str) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Any:
             ends(before)
             result = function(*args, **kwargs)
-            ends(stage)
+            ends(phase)
             return result
 
         return watched
 
-    pipe.encode_prompt = around(pipe.encode_prompt, "text", "text")
+    pipe.encode_prompt = around(pipe.encode_prompt, "text_encoding", "text_encoding")
     pipe.vae.decode = around(pipe.vae.decode, "denoising", "decoding")
     torch.cuda.reset_peak_memory_stats()
     try:

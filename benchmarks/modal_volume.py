@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.modal_loopback import ControlPlane
-from wanstore.testing.sealing import manifest_of
+from wanstore.testing.manifests import manifest_of
 
 FILES = 8
 

@@ -21,7 +21,7 @@ REPO = "bench/full-size"
 
 
 def fetch(source: str, target: Path) -> None:
-    from wanstore.api import open_source
+    from wanstore._setup import open_source
     from wanstore.conversion.fp16 import Fp16Converter
     from wanstore.interfaces import Quiet
 

@@ -24,7 +24,7 @@ LIVES: dict[str, dict[str, str]] = {
 
 
 def prepare(life: str, folder: Path, device: str) -> Any:
-    from wanstore.loading import load
+    from wanstore.loading._load import load_folder as load
 
     return load(folder, **(LIVES[life] or {"device": device}))
 
@@ -41,7 +41,7 @@ def _is_gpu(descriptor: Path) -> bool:
 
 
 def activate(pipe: Any, device: str) -> dict[str, Any]:
-    from wanstore.loading import activate
+    from wanstore import activate
 
     activate(pipe, device)
     return synchronize(pipe, device)

@@ -17,8 +17,8 @@ import torch
 from diffusers import WanPipeline
 
 import wanstore
-from wanstore.benchmarking.measure import PROMPT, measure_clip, watch_memory
-from wanstore.benchmarking.runner import describe
+from wanstore.benchmarking.measure._clip import PROMPT, measure_clip, watch_memory
+from wanstore.benchmarking.measure._pipeline_benchmarker import describe
 from wanstore.generation import generate, write_clip
 from wanstore.interfaces import Quiet
 from wanstore.presets import Preset

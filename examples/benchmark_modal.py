@@ -50,8 +50,8 @@ def main(
 ) -> None:
     import attrs
 
-    from wanstore.benchmarking.page import write
-    from wanstore.benchmarking.writable import check_page
+    from wanstore.benchmarking._outputs import check_page
+    from wanstore.benchmarking.page import summary, write
     from wanstore.presets import PRESETS, preset_named
 
     names = [preset_named(wanted).name for wanted in presets.split(",") if wanted] or list(PRESETS)
@@ -65,7 +65,7 @@ def main(
     report = attrs.evolve(results[0][0], rows=tuple(row for part, _ in results for row in part.rows))
 
     write(report, Path(out))
-    print(report.to_markdown())
+    print(summary(report))
     print(cost(sum(seconds for _, seconds in results), gpu if DEVICE == "cuda" else ""))
     print(f"{out} is written")
 

@@ -46,7 +46,7 @@ def tiny_copy(tiny_fp16: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def tiny_sealed(tiny_copy: Path) -> Path:
     """A sealed float16 folder of the test's own."""
-    from wanstore.testing.sealing import seal_as_is
+    from wanstore.testing.manifests import seal_as_is
 
     seal_as_is(tiny_copy)
     return tiny_copy

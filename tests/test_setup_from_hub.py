@@ -198,13 +198,13 @@ def test_no_token_reaches_output_or_disk(hub: LoopbackHub, store: LocalStore, tm
 
 def test_no_network_is_said_at_once(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed port is told with the address, after bounded retries."""
-    import wanstore.conversion.hub._source as hub_module
+    from wanstore.conversion import hub
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    limits = hub_module.Limits(attempts=2, backoff_seconds=0.01)
+    limits = hub.Limits(attempts=2, backoff_seconds=0.01)
     messages: list[str] = []
     progress = Quiet()
     monkeypatch.setattr(progress, "message", messages.append)
     with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9"):
-        hub_module.HubSource(REPO, limits=limits, progress=progress)
+        hub.HubSource(REPO, limits=limits, progress=progress)
     assert len(messages) == 1 and "trying again" in messages[0]

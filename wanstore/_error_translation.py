@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wanstore.errors import AccessError, DiskFullError, WanstoreError
+from wanstore.errors import AccessError, DeviceMemoryError, DiskFullError, WanstoreError
+from wanstore.presets import ClipSize
 
 
 def first_line(error: BaseException) -> str:
@@ -73,3 +74,17 @@ def plain_os_errors(where: Path) -> Iterator[None]:
                 f"{error.filename or where} cannot be written ({error.strerror})", "Choose a folder that you may write"
             ) from error
         raise
+
+
+@contextmanager
+def plain_memory_errors(clip: ClipSize) -> Iterator[None]:
+    """Turn what Python and torch raise when memory does not suffice for a clip into `DeviceMemoryError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"{clip} takes more memory than is free ({first_line(error)})",
+            "Free some of it, make the clip smaller, or take a larger machine",
+        ) from error

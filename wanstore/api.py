@@ -1,45 +1,38 @@
-"""The flows that put stores, conversion, loading and benchmarking together: setup, load, benchmark."""
+"""What users call: setup, load, activate, bench, benchmark. Each puts the folders below together."""
 
 from __future__ import annotations
 
 import datetime
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from wanstore._files import files_below
-from wanstore._json import digest_of
-from wanstore._versions import versions
-from wanstore.errors import (
-    AlreadyExistsError,
-    DamagedError,
-    DiskFullError,
-    NotFoundError,
-    NotSupportedError,
-    SourceError,
-    WanstoreError,
+from wanstore._setup import (
+    check_fits_models,
+    check_free_space,
+    check_small_files,
+    existing_manifest,
+    make_converter,
+    open_source,
+    recipe_of,
 )
-from wanstore.interfaces import Converter, Progress, Quiet, Stage, WeightStore
-from wanstore.manifest import Manifest, SourceRecord
+from wanstore._versions import versions
+from wanstore.choices import AttentionBackend, ComponentName, DtypeName, MemoryMode, WeightsMode
+from wanstore.errors import NotSupportedError, WanstoreError
+from wanstore.interfaces import Converter, Progress, Quiet, WeightStore
+from wanstore.manifest import Manifest
+from wanstore.presets import PRESETS, Preset, preset_named
 from wanstore.stores import open_store
 from wanstore.stores._names import check_name, split_address
 
 if TYPE_CHECKING:
+    import diffusers
     import torch
-    from diffusers import WanPipeline
 
     from wanstore.benchmarking.report import BenchmarkReport
-    from wanstore.interfaces import ConversionPlan, Source
-    from wanstore.loading.memory import Memory
-    from wanstore.presets import Preset
+    from wanstore.loading._pipeline import WanPipeline
+    from wanstore.memory import MemoryPlan
 
-DEFAULT_NAME = "wan2.1-fp16"
-CONVERTERS = "wanstore.converters"
-"""Entry-point group of converters: the name is what `setup(converter=...)` takes, the object makes one."""
 _MADE_WITH = ("wanstore", "torch", "safetensors", "huggingface_hub", "numpy")
 
 
@@ -47,7 +40,7 @@ def setup(
     source: str,
     store: WeightStore | str | Path,
     *,
-    name: str = DEFAULT_NAME,
+    name: str = "wan2.1-fp16",
     revision: str | None = None,
     replace: bool = False,
     converter: Converter | str = "fp16",
@@ -55,13 +48,39 @@ def setup(
     notes: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Fetch `source` (a Hub repo or a folder), convert it, and seal it in `store` as `name`.
+    """Fetch published weights, convert them to float16, and seal them in a store.
 
-    The same recipe a second time is a no-op; an interrupted run goes on where it stopped. With `replace` another
-    recipe's pipeline makes room, and one of the same recipe is verified, and made again if it is damaged. With
-    `keep_source` a downloaded source stays in that folder. `notes` go into the manifest for whoever loads it, such
-    as `attention`, the backend to use on a GPU; they are no part of the recipe. Raises `AlreadyExistsError` when
-    `name` holds another recipe and not `replace`, and the errors of the store, the source and the converter.
+    Calling it again with the same recipe (source, converter and options) does nothing. An interrupted call is resumed
+    by the next one.
+
+    Example:
+        ```python
+        store = wanstore.open_store("/data/models")
+        wanstore.setup("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", store, name="wan2.1-fp16")
+        ```
+
+    Args:
+        source: a Hub repo in the Diffusers layout, as `OWNER/NAME`, or a folder of that layout.
+        store: a store, or the path or URL of one.
+        name: what the store calls the pipeline.
+        revision: a branch, tag or commit of the repo; `main` by default.
+        replace: replace a stored pipeline of that name in one step. One of the same recipe is verified, and made again
+            if it is damaged.
+        converter: a converter, or the name of an installed one.
+        keep_source: a folder in which the downloaded source is kept.
+        notes: recorded in the manifest for whoever loads the pipeline, such as `attention`, the backend to use on a
+            GPU. They are not part of the recipe.
+        progress: receives progress updates.
+
+    Returns:
+        The manifest of the sealed pipeline.
+
+    Raises:
+        AlreadyExistsError: `name` holds another recipe, and not `replace`.
+        SourceError: the source cannot be converted as it is.
+        ConversionRefusedError: values would not survive float16.
+        NotFoundError, AccessError, UnreachableError: the source cannot be had.
+        DiskFullError, BusyError: the store cannot be written.
     """
     progress = progress or Quiet()
     check_name(name)
@@ -69,7 +88,7 @@ def setup(
     converter = make_converter(converter) if isinstance(converter, str) else converter
     published = open_source(source, revision, keep=keep_source, progress=progress)
     recipe = recipe_of(published.record, converter)
-    existing = _existing(store, name, recipe, replace, progress)
+    existing = existing_manifest(store, name, recipe, replace, progress)
     if existing:
         whole, kept = ", and whole" if replace else "", ", and no source to keep" if keep_source else ""
         progress.message(f"{name} is already there, made by the same recipe{whole}: nothing to do{kept}")
@@ -78,9 +97,9 @@ def setup(
     with store.stage(name, replace=replace, resume=recipe) as stage:
         try:
             plan = converter.plan(published)
-            _check_fits_models(plan)
-            _check_room(plan, stage, keep_source)
-            _check_small_files(plan, stage.scratch, progress)
+            check_fits_models(plan)
+            check_free_space(plan, stage, keep_source)
+            check_small_files(plan, stage.scratch, progress)
             converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
             if keep_source:
                 for path in plan.source_indexes:
@@ -103,75 +122,72 @@ def setup(
     return manifest
 
 
-def open_source(
-    source: str, revision: str | None = None, *, keep: Path | None = None, progress: Progress | None = None
-) -> Source:
-    """The folder or Hub repo that `source` names, fixed at one state. A folder that exists comes first."""
-    folder = Path(source).expanduser()
-    if folder.is_dir() or source.startswith((".", "/", "~")):
-        from wanstore.conversion.folder import FolderSource
-
-        if revision is not None:
-            raise NotSupportedError("A folder has no revisions", "Leave out --revision, or name a Hub repo")
-        return FolderSource(folder)
-    if source.count("/") != 1 or "://" in source:
-        raise NotFoundError(f"{source!r} is neither a folder nor a Hub repo", "Name a folder, or a repo as OWNER/NAME")
-    from wanstore.conversion.hub import HubSource
-
-    return HubSource(source, revision, keep=keep, progress=progress)
-
-
-def make_converter(name: str) -> Converter:
-    """The converter registered as `name` in the entry-point group `wanstore.converters`."""
-    if name == "fp16":
-        from wanstore.conversion.fp16 import Fp16Converter
-
-        return Fp16Converter()
-    for entry in entry_points(group=CONVERTERS, name=name):
-        converter: Converter = entry.load()()
-        return converter
-    raise NotSupportedError(f"There is no converter {name!r}", "Install a package that adds it, or use fp16")
-
-
-def recipe_of(source: SourceRecord, converter: Converter) -> str:
-    """Equal for the same source state, converter, version and options: the result would be the same."""
-    return digest_of(
-        {
-            "source": [source.kind, source.location if source.kind == "hub" else "", source.commit],
-            "converter": [converter.name, converter.version, converter.options],
-        }
-    )
-
-
 def load(
     address: str | Path,
     *,
     store: WeightStore | str | Path | None = None,
     device: str | torch.device | None = None,
-    weights: Literal["resident", "deferred"] = "resident",
-    dtype: Mapping[str, str | torch.dtype] | None = None,
-    attention: str | None = None,
-    memory: Memory = "auto",
+    weights: WeightsMode = "resident",
+    dtype: Mapping[ComponentName, DtypeName | torch.dtype] | None = None,
+    attention: AttentionBackend | None = None,
+    memory: MemoryMode | MemoryPlan = "auto",
     verify: bool = False,
     sealed: bool = True,
     progress: Progress | None = None,
 ) -> WanPipeline:
-    """A ready float16 `WanPipeline`, bit for bit what `from_pretrained(folder, dtype=torch.float16)` gives.
+    """Load a stored pipeline: ready, in float16, and bit for bit what diffusers builds.
 
-    `address` is a name in `store`, or alone an address such as `modal://volume/name` or `folder/name`.
-    `device` is "cuda" where there is one, else "cpu". `weights="deferred"` leaves them to `wanstore.activate`,
-    after a memory snapshot. `dtype={"vae": "float32"}` makes a component compute in float32, whose stored weights
-    are float16. `attention` is used on a GPU where it works. `memory` says whether parts may make room for one another
-    there: by default those that have to. Sizes are checked against the manifest always, hashes
-    with `verify`. `sealed=False` loads a folder without a manifest, whoever wrote it. The phases' seconds and bytes
-    are in the pipeline's `load_report`. All of it, errors included: `wanstore.loading.load`.
+    It is what `from_pretrained(folder, dtype=torch.float16)` gives: weights, buffers, dtypes, configs and ties are the
+    same. The tokenizer differs on purpose: it encodes as the stored tokenizer.json says, where transformers 5's T5
+    class rebuilds it and gives other ids for some prompts. No file mapping, open file, thread or socket outlives the
+    call.
+
+    For a memory snapshot, call it with `device="cpu"`, and with `weights="deferred"` if the weights are to be read
+    after the restore. CUDA is then neither used nor asked whether it is there. Call `activate` after the restore.
+
+    Example:
+        ```python
+        pipe = wanstore.load("wan2.1-fp16", store="/data/models", device="cuda")
+        pipe = wanstore.load("modal://anime-models/wan2.1-fp16")  # the same by one address
+        frames = pipe("a red fox runs through deep snow", num_frames=49).frames[0]
+        print(pipe.load_report)
+        ```
+
+    Args:
+        address: the name of a pipeline in `store`, or, without one, an address such as `modal://volume/name` or
+            `folder/name`.
+        store: a store, or the path or URL of one.
+        device: where the pipeline goes: "cuda" where there is one, else "cpu". None or "cpu" when deferred.
+        weights: "resident" reads them now, "deferred" leaves them to `activate`.
+        dtype: "float16" or "float32" (or torch's own) by component. `{"vae": "float32"}` widens the VAE's weights on
+            the device, as `from_pretrained(dtype={"vae": torch.float32, "default": torch.float16})` does. Components
+            that are not named compute in float16.
+        attention: an attention backend of diffusers, such as "xformers", used on a GPU where it works. By default the
+            one that the manifest records, if any.
+        memory: how much of a GPU's memory a clip may take. "auto" chooses for each clip the quickest plan that fits:
+            the text encoder, 80 % of the weights, may have to be offloaded while it does not work, and is read back
+            from the folder. "offload" always offloads it. "resident" keeps everything on the device, and diffusers' own
+            VAE decodes. A `MemoryPlan` says in detail what to do. No clip changes by it.
+        verify: compare every file's SHA-256 with the manifest, not only its size.
+        sealed: the folder must have a manifest and match it. With False any Wan 2.1 pipeline folder on this machine
+            will do, whoever wrote it.
+        progress: receives the bytes checked and loaded.
+
+    Returns:
+        The pipeline, with a `load_report` of the phases' seconds and bytes.
+
+    Raises:
+        NotFoundError: there is no such pipeline, or no manifest in the folder.
+        DamagedError: files are not what the manifest, the configs or their own headers say, or not readable.
+        ChangedError: another pipeline took the folder's place during the load.
+        DeviceError: the device has too little memory, or failed.
+        NotSupportedError: another kind of pipeline, a device or attention backend that is not there, another component
+            or dtype than those above, or arguments that exclude each other.
     """
-    from wanstore.loading import load as load_folder
+    from wanstore.loading._load import load_folder
 
     if sealed:
-        if store is None:
-            store, address = split_address(str(address))
-        folder = _as_store(store).local_path(str(address))
+        folder = _stored_folder(address, store)
     else:
         folder = _unsealed_folder(address, store)
     return load_folder(
@@ -180,45 +196,154 @@ def load(
     )  # fmt: skip
 
 
-def benchmark(
-    pipe: WanPipeline, presets: Sequence[Preset | str] | None = None, *, progress: Progress | None = None
-) -> BenchmarkReport:
-    """Time and peak memory of each preset (default: the four of production) on a ready pipeline."""
-    from wanstore.benchmarking.runner import PipelineBenchmarker
-    from wanstore.presets import PRESETS, preset_named
+def activate(
+    pipe: WanPipeline, device: str | torch.device | None = None, *, progress: Progress | None = None
+) -> WanPipeline:
+    """Bring a prepared pipeline onto its device, ready to generate: what to do after a memory snapshot was restored.
 
-    chosen = PRESETS.values() if presets is None else presets
-    return PipelineBenchmarker(pipe).run(
-        [preset_named(p) if isinstance(p, str) else p for p in chosen], progress=progress
-    )
+    Deferred weights are read from the folder that the pipeline was prepared from, which must still hold the same
+    files. Weights that are in memory are moved. Python's, numpy's and torch's random generators get new seeds each
+    time, because all clones of a snapshot would draw the same numbers. The attention backend is applied once the
+    pipeline is on a GPU. What has been done already is not done again.
+
+    Example:
+        ```python
+        pipe = wanstore.load("modal://anime-models/wan2.1-fp16", device="cpu", weights="deferred")  # before
+        wanstore.activate(pipe, "cuda")  # after each restore
+        ```
+
+    Args:
+        pipe: what `load` returned.
+        device: "cuda" where there is one, else "cpu".
+        progress: receives the bytes loaded.
+
+    Returns:
+        `pipe` itself, with an `activation_report`.
+
+    Raises:
+        ChangedError: the folder holds another pipeline than the one that was prepared.
+        NotFoundError: the folder is gone.
+        DamagedError, DeviceError: as for `load`. The pipeline is as it was: activate it again.
+        NotSupportedError: the device is not there, or another loader made the pipeline.
+    """
+    from wanstore.loading._activate import activate_pipeline
+
+    return activate_pipeline(pipe, device, progress=progress)
+
+
+def benchmark(
+    pipe: diffusers.WanPipeline, presets: Sequence[Preset | str] | None = None, *, progress: Progress | None = None
+) -> BenchmarkReport:
+    """Measure time and peak memory of each preset on a ready pipeline, in this process.
+
+    Args:
+        pipe: a pipeline, of `load` or of diffusers.
+        presets: presets or their names; the four of production by default.
+        progress: receives progress updates.
+
+    Raises:
+        NotFoundError: there is no preset of that name.
+    """
+    from wanstore.benchmarking.measure import PipelineBenchmarker
+
+    return PipelineBenchmarker(pipe).run(_presets(presets), progress=progress)
 
 
 def bench(
     address: str | Path,
     *,
     store: WeightStore | str | Path | None = None,
-    presets: Sequence[Preset] | None = None,
+    presets: Sequence[Preset | str] | None = None,
+    device: str | None = None,
+    rounds: int = 1,
+    warmup: int = 1,
+    steps: int | Mapping[str, int] | None = None,
+    memory_gib: float | None = None,
+    dtype: Mapping[ComponentName, DtypeName] | None = None,
+    memory: MemoryMode = "auto",
+    attention: AttentionBackend | Literal["auto"] | None = None,
+    timeout_seconds: float | None = None,
+    report: Path | None = None,
+    keep_clips: Path | None = None,
+    reference: Path | None = None,
+    fresh: bool = False,
+    command: str = "",
     progress: Progress | None = None,
-    **how: Any,
 ) -> BenchmarkReport:
-    """What each preset (default: the four of production) costs on a stored pipeline, each in a fresh process.
+    """Measure what each preset costs on a stored pipeline, each in a fresh process.
 
-    `address` and `store` are as for `load`; `how` are the arguments of `wanstore.benchmarking.processes.
-    ProcessBenchmarker`. A preset that fails is a row of the report.
+    A preset that runs out of memory, times out or crashes is a row of the report, not an error.
+
+    Example:
+        ```python
+        report = wanstore.bench("wan2.1-fp16", store="/data/models", presets=["480p/3s"], steps=10)
+        print(report.safe_preset)
+        ```
+
+    Args:
+        address: as for `load`.
+        store: as for `load`.
+        presets: presets or their names; the four of production by default.
+        device: as for `load`.
+        rounds: clips of each preset that count.
+        warmup: clips of two steps before them that do not.
+        steps: run only so many denoising steps, of all presets or by preset name, and extrapolate the rest.
+        memory_gib: hold torch to this much of the GPU, so that a larger one stands in for a smaller one's memory.
+        dtype: as for `load`.
+        memory: as for `load`, except that a plan cannot be given.
+        attention: as for `load`, or "auto": the fastest backend on the preset's own shape.
+        timeout_seconds: stop a preset that takes longer, loading included.
+        report: where the page will be written. Pictures go beside it, and rows are saved beside it as they come, so
+            that a run that was stopped measures only what is missing.
+        keep_clips: save each preset's last clip in this folder.
+        reference: a folder of clips kept by an earlier run, to compare with.
+        fresh: measure again what a stopped run has measured.
+        command: the command line to show on the page.
+        progress: receives progress updates.
+
+    Raises:
+        NotFoundError: there is no such pipeline or preset.
+        AccessError: the page or the clips cannot be written where they should go.
+        NotSupportedError: arguments that exclude each other, or a device or backend that is not there.
+        DamagedError: the stored pipeline is damaged.
     """
-    from wanstore.benchmarking.processes import ProcessBenchmarker
-    from wanstore.presets import PRESETS
+    from wanstore.benchmarking.run import ProcessBenchmarker
 
-    if store is None:
-        store, address = split_address(str(address))
-    folder = _as_store(store).local_path(str(address))
-    return ProcessBenchmarker(folder, **how).run(
-        list(PRESETS.values()) if presets is None else presets, progress=progress
+    chosen = _presets(presets)
+    benchmarker = ProcessBenchmarker(
+        _stored_folder(address, store),
+        device=device,
+        rounds=rounds,
+        warmup=warmup,
+        steps=dict.fromkeys((preset.name for preset in chosen), steps) if isinstance(steps, int) else steps or {},
+        memory_gib=memory_gib,
+        dtype=dtype,
+        memory=memory,
+        attention=attention,
+        timeout_seconds=timeout_seconds,
+        report=report,
+        keep_clips=keep_clips,
+        reference=reference,
+        fresh=fresh,
+        command=command,
     )
+    return benchmarker.run(chosen, progress=progress)
 
 
 def _as_store(store: WeightStore | str | Path) -> WeightStore:
     return store if isinstance(store, WeightStore) else open_store(store)
+
+
+def _stored_folder(address: str | Path, store: WeightStore | str | Path | None) -> Path:
+    """The folder of a pipeline in `store`, or of the one that `address` alone names."""
+    if store is None:
+        store, address = split_address(str(address))
+    return _as_store(store).local_path(str(address))
+
+
+def _presets(wanted: Sequence[Preset | str] | None) -> list[Preset]:
+    chosen = PRESETS.values() if wanted is None else wanted
+    return [preset_named(preset) if isinstance(preset, str) else preset for preset in chosen]
 
 
 def _unsealed_folder(address: str | Path, store: WeightStore | str | Path | None) -> Path:
@@ -229,89 +354,3 @@ def _unsealed_folder(address: str | Path, store: WeightStore | str | Path | None
     if not isinstance(root, LocalStore):
         raise NotSupportedError("Only a folder of this machine can be loaded without a manifest", "Name a folder")
     return root.root if store is None else root.root / str(address)
-
-
-def _existing(store: WeightStore, name: str, recipe: str, replace: bool, progress: Progress) -> Manifest | None:
-    """The stored manifest if it is of the same recipe; None if setup has something to do."""
-    try:
-        manifest = store.manifest(name)
-    except NotFoundError:
-        return None
-    except WanstoreError:
-        if replace:  # a damaged manifest is what --replace is for
-            return None
-        raise
-    if manifest.recipe == recipe:
-        if replace and not store.verify(name, progress=progress).ok:
-            progress.message(f"{name} is damaged: it is made again")
-            return None
-        return manifest
-    if replace:
-        return None
-    raise AlreadyExistsError(
-        f"{name!r} already holds {manifest.source.location} at {manifest.source.commit[:12]}, made another way",
-        "Choose another name, or replace it with --replace",
-    )
-
-
-def _check_fits_models(plan: ConversionPlan) -> None:
-    """Raise `SourceError` unless the planned tensors are just those that the configs' models have."""
-    from wanstore.building._skeleton import expected_tensors
-
-    for component, config in plan.configs.items():
-        try:
-            wanted = expected_tensors(component, config)
-        except DamagedError as error:
-            raise SourceError(error.what, "Fetch the source again") from error
-        held = {t.name: (t.shape, s.source_path) for s in plan.shards if s.component == component for t in s.reads}
-        for name in sorted(wanted.keys() | held.keys()):
-            if name not in held:
-                raise SourceError(f"{component}: tensor {name} is missing", "Fetch the source again")
-            shape, path = held[name]
-            if name not in wanted:
-                raise SourceError(f"{path}: tensor {name} does not belong to the model that its config describes")
-            if shape != wanted[name]:
-                raise SourceError(f"{path}: {name} is {list(shape)}, the config asks for {list(wanted[name])}")
-
-
-def _check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> None:
-    """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work."""
-    from wanstore.building._scheduler import load_scheduler
-    from wanstore.building._tokenizer import load_tokenizer
-
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        for path in plan.copies:
-            copy = Path(folder, path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            # Where the converter will look for it: it is fetched once.
-            shutil.copyfile(plan.source.fetch(path, scratch / "source", progress), copy)
-        try:
-            load_scheduler(Path(folder))
-            load_tokenizer(Path(folder, "tokenizer"))
-        except (DamagedError, NotSupportedError) as error:
-            raise SourceError(error.what.replace(f"{folder}{os.sep}", ""), "Fetch the source again") from error
-
-
-def _check_room(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:
-    """Raise `DiskFullError` before long work if a disk has too little room; 0 free means: can't be asked."""
-    kept = keep_source if plan.record.kind == "hub" else None
-    fetched = plan.record.kind == "hub" and not kept
-    needs = {stage.path: (plan.peak_bytes if fetched else plan.stored_bytes) - _held(stage.path, stage.scratch)}
-    if kept:
-        source_bytes = plan.source_bytes + sum(plan.source.files[path] for path in plan.copies)
-        place = next(folder for folder in (kept, *kept.absolute().parents) if folder.exists())
-        needs[place] = max(source_bytes - _held(kept), 0)
-    disks = {folder: folder.stat().st_dev for folder in needs}
-    for folder, disk in disks.items():
-        needed = sum(needs[other] for other in needs if disks[other] == disk)
-        free = shutil.disk_usage(folder).free
-        if 0 < free < needed:
-            raise DiskFullError(
-                f"Setup needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free",
-                "Free some space, or name a store on a larger disk",
-            )
-
-
-def _held(*folders: Path) -> int:
-    """Bytes that an earlier run left there."""
-    return sum(status.st_size for folder in folders for status in files_below(folder).values())

@@ -74,6 +74,10 @@ class NotSupportedError(WanstoreError):
     """This build, file system or installation cannot do that: an extra or a newer version may."""
 
 
+class NotActivatedError(WanstoreError):
+    """The pipeline was loaded with deferred weights, and `activate` was not called yet."""
+
+
 class ChangedError(WanstoreError):
     """The store no longer holds what the pipeline was prepared from, or it was replaced in mid-load."""
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanstore._error_translation import first_line, lacks_memory, of_system
-from wanstore.errors import AlreadyExistsError, DeviceMemoryError
+from wanstore._error_translation import of_system
+from wanstore.errors import AlreadyExistsError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.presets import FRAMES_PER_SECOND, Preset
 
@@ -117,17 +117,3 @@ def _draft_of(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise of_system(error, path) from error
-
-
-@contextmanager
-def plain_memory_errors(preset: Preset) -> Iterator[None]:
-    """Turn what Python and torch raise when memory does not suffice for a clip into `DeviceMemoryError`."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        raise DeviceMemoryError(
-            f"{preset.clip} takes more memory than is free ({first_line(error)})",
-            "Free some of it, make the clip smaller, or take a larger machine",
-        ) from error

@@ -14,12 +14,14 @@ from wanstore.errors import InvalidSettingError, NotFoundError
 
 FRAMES_PER_SECOND = 16
 """What Wan 2.1 was trained at."""
-SPATIAL, TEMPORAL = 8, 4
-"""Pixels of the clip along an edge of a latent one, and frames of a latent one, but for the first."""
+SPATIAL = 8
+"""Pixels of the clip along each edge of a latent pixel."""
+TEMPORAL = 4
+"""Frames of the clip to a latent frame, except the first, which is one frame."""
 
 
 @attrs.frozen
-class Clip:
+class ClipSize:
     """A clip's size: pixels, frames, and how many are made at once."""
 
     width: int
@@ -71,9 +73,9 @@ class Preset:
     notes: str = ""
 
     @property
-    def clip(self) -> Clip:
+    def clip(self) -> ClipSize:
         """The size of one clip, as plans of memory know it."""
-        return Clip(self.width, self.height, self.frames)
+        return ClipSize(self.width, self.height, self.frames)
 
 
 _NEEDED = ("width", "height", "frames")

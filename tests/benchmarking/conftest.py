@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.manifests import seal_as_is
 
 if TYPE_CHECKING:
     from diffusers import WanPipeline

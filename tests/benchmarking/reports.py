@@ -6,7 +6,8 @@ from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment, Memory, Quality, Round
+from wanstore.benchmarking.report import BenchmarkReport, Environment
+from wanstore.benchmarking.rows import BenchmarkRow, MemoryPeaks, Quality, Round
 from wanstore.presets import PRESETS
 
 GPU = Environment(
@@ -21,13 +22,13 @@ GPU = Environment(
 
 
 def clip(step: float = 1.0, steps: int = 50, rest: float = 0.0) -> Round:
-    """A clip whose stages are round: 0.5 s of text, 2 s of decoding, 1 s of writing."""
+    """A clip whose phases are round: 0.5 s of text, 2 s of decoding, 1 s of writing."""
     return Round(0.5, (step,) * steps, 2.0, 1.0, 3.5 + step * steps + rest)
 
 
 def row(name: str = "480p/3s", step: float = 1.0, *, steps: int = 50, **fields: Any) -> BenchmarkRow:
     """A row that worked."""
-    usual = BenchmarkRow(PRESETS[name], rounds=(clip(step, steps),), memory=Memory(10.0), quality=Quality())
+    usual = BenchmarkRow(PRESETS[name], rounds=(clip(step, steps),), memory=MemoryPeaks(10.0), quality=Quality())
     return attrs.evolve(usual, **fields)
 
 

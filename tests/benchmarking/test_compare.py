@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarking.reports import failed, report, row
 from wanstore.benchmarking.compare import compare
-from wanstore.benchmarking.report import Memory, Quality
+from wanstore.benchmarking.rows import MemoryPeaks, Quality
 from wanstore.presets import PRESETS
 
 
@@ -37,9 +37,9 @@ def test_a_quicker_preset_is_no_regression() -> None:
 
 def test_more_memory_is_a_regression() -> None:
     """By what is needed, not by what was merely reserved."""
-    before = report(row(memory=Memory(10.0, 10.5, 11.0)))
-    assert not compare(before, report(row(memory=Memory(10.0, 14.5, 15.0)))).regressions
-    worse = compare(before, report(row(memory=Memory(10.5, 11.0, 11.5)))).regressions
+    before = report(row(memory=MemoryPeaks(10.0, 10.5, 11.0)))
+    assert not compare(before, report(row(memory=MemoryPeaks(10.0, 14.5, 15.0)))).regressions
+    worse = compare(before, report(row(memory=MemoryPeaks(10.5, 11.0, 11.5)))).regressions
     assert len(worse) == 1 and "peak memory 10.500 → 11.000 GiB" in worse[0]
 
 
@@ -86,7 +86,7 @@ def test_a_preset_of_another_recipe_is_flagged_and_not_compared(changed: dict[st
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("memory_cap_gib", 22.0), ("weights", "Wan 2.1 1.3B"), ("dtype", "vae=float32"), ("memory", "streamed")],
+    [("memory_cap_gib", 22.0), ("weights", "Wan 2.1 1.3B"), ("dtype", "vae=float32"), ("memory", "offload")],
 )
 def test_another_cap_dtype_plan_or_other_weights_are_another_recipe(field: str, value: Any) -> None:
     """For every preset."""

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from wanstore.benchmarking.cost import PRICES, clip_cost, load_prices
-from wanstore.benchmarking.estimate import denoising_petaflop, estimate
+from wanstore.benchmarking.page._l4_arithmetic import denoising_petaflop, estimate
 from wanstore.errors import InvalidSettingError, NotFoundError
 from wanstore.presets import PRESETS
 

@@ -8,26 +8,26 @@ from typing import Any
 import pytest
 
 from tests.benchmarking.reports import clip, failed, report, row
-from wanstore.benchmarking.report import SCHEMA_VERSION, BenchmarkReport, Memory, Quality
-from wanstore.benchmarking.stages import stage_seconds
+from wanstore.benchmarking.report import SCHEMA_VERSION, BenchmarkReport
+from wanstore.benchmarking.rows import MemoryPeaks, Quality, phase_seconds
 from wanstore.errors import DamagedError, NotSupportedError
 
 FULL = report(
     row(
-        memory=Memory(10.0, 11.0, 12.0),
+        memory=MemoryPeaks(10.0, 11.0, 12.0),
         quality=Quality(("frame 3 is black",), {"flicker": 0.1}, {"psnr": "no reference"}),
         energy_joules=1000.0,
         attention="native",
         load_seconds=6.0,
         first_clip_seconds=60.0,
         frames=("assets/1.png", "assets/2.png"),
-        memory_plan="text_encoder streamed",
-        predicted_gib={"text": 9.0},
-        stage_peaks_gib={"text": 8.5},
+        memory_plan="text_encoder offloaded",
+        predicted_gib={"text_encoding": 9.0},
+        phase_peaks_gib={"text_encoding": 8.5},
     ),
     failed(),
     memory_cap_gib=22.0,
-    memory="streamed",
+    memory="offload",
 )
 
 
@@ -67,7 +67,7 @@ def test_a_report_from_before_dtypes_were_told_is_read() -> None:
     assert BenchmarkReport.from_json(without("environment", "dtype")).environment.dtype == ""
 
 
-@pytest.mark.parametrize("field", ["memory_plan", "predicted_gib", "stage_peaks_gib"])
+@pytest.mark.parametrize("field", ["memory_plan", "predicted_gib", "phase_peaks_gib"])
 def test_a_report_from_before_there_were_plans_is_read(field: str) -> None:
     """All parts stayed then."""
     assert not getattr(BenchmarkReport.from_json(without("rows", 0, field)).rows[0], field)
@@ -105,13 +105,13 @@ def test_fewer_steps_are_extrapolated_at_their_median() -> None:
 
 
 def test_stages_add_up_to_the_clip() -> None:
-    """Extrapolated or not; what lies between the stages is the rest."""
+    """Extrapolated or not; what lies between the phases is the rest."""
     for steps in (10, 50):
-        seconds = stage_seconds(row(rounds=(clip(1.0, steps, rest=0.25),)))
-        assert seconds == {"text": 0.5, "denoising": 50.0, "decoding": 2.0, "writing": 1.0, "rest": 0.25}
+        seconds = phase_seconds(row(rounds=(clip(1.0, steps, rest=0.25),)))
+        assert seconds == {"text encoding": 0.5, "denoising": 50.0, "decoding": 2.0, "writing": 1.0, "rest": 0.25}
 
 
 def test_a_stage_is_the_median_of_its_rounds() -> None:
     """One slow clip is not the rule."""
     rounds = (clip(1.0), clip(9.0), clip(1.0))
-    assert stage_seconds(row(rounds=rounds))["denoising"] == 50.0 and row(rounds=rounds).step_seconds == 1.0
+    assert phase_seconds(row(rounds=rounds))["denoising"] == 50.0 and row(rounds=rounds).step_seconds == 1.0

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.benchmarking.reports import clip, failed, report, row
-from wanstore.benchmarking.report import BenchmarkRow, Memory, Quality
+from wanstore.benchmarking.rows import BenchmarkRow, MemoryPeaks, Quality
 from wanstore.benchmarking.safe import MEMORY_SHARE, choose_safe, needed_gib
 from wanstore.presets import PRESETS
 
@@ -37,7 +37,7 @@ def test_the_slowest_clips_decide_not_the_middle_ones() -> None:
         (failed("480p/3s", "crash", "signal 9"), "did not work: crash (signal 9)"),
         (row(rounds=()), "did not work"),
         (row(quality=Quality(failures=("frame 3 is black",))), "failed a check of its frames: frame 3 is black"),
-        (row(memory=Memory(17.7)), "needs 17.7 of 22.0 GiB; up to 17.6 (80%) are safe"),
+        (row(memory=MemoryPeaks(17.7)), "needs 17.7 of 22.0 GiB; up to 17.6 (80%) are safe"),
         (row(memory=None), "was measured without its memory"),
     ],
 )
@@ -52,12 +52,12 @@ def test_what_does_not_qualify_is_passed_over_with_the_reason(spoiled: Benchmark
 
 def test_exactly_four_fifths_of_the_memory_are_safe() -> None:
     """The limit itself is allowed."""
-    assert choose_safe([row(memory=Memory(8.0))], 10.0).preset == "480p/3s"
+    assert choose_safe([row(memory=MemoryPeaks(8.0))], 10.0).preset == "480p/3s"
 
 
 def test_ties_are_decided_by_memory() -> None:
     """The same seconds: the one that needs less."""
-    rows = [row("480p/3s", memory=Memory(12.0)), row("480p/5s", memory=Memory(11.0))]
+    rows = [row("480p/3s", memory=MemoryPeaks(12.0)), row("480p/5s", memory=MemoryPeaks(11.0))]
     assert choose_safe(rows, 22.0).preset == "480p/5s" == choose_safe(rows[::-1], 22.0).preset
 
 
@@ -75,21 +75,21 @@ def test_the_reasons_tell_what_is_not_certain() -> None:
 @pytest.mark.parametrize(
     ("memory", "needed"),
     [
-        (Memory(10.0), 10.0),
-        (Memory(10.0, 15.0), 10.0),
-        (Memory(10.0, 15.0, 16.0), 11.0),
-        (Memory(10.0, None, 16.0), 16.0),
-        (Memory(10.0, 15.0, 14.0), 10.0),
+        (MemoryPeaks(10.0), 10.0),
+        (MemoryPeaks(10.0, 15.0), 10.0),
+        (MemoryPeaks(10.0, 15.0, 16.0), 11.0),
+        (MemoryPeaks(10.0, None, 16.0), 16.0),
+        (MemoryPeaks(10.0, 15.0, 14.0), 10.0),
     ],
 )
-def test_what_the_allocator_only_reserved_is_not_needed(memory: Memory, needed: float) -> None:
+def test_what_the_allocator_only_reserved_is_not_needed(memory: MemoryPeaks, needed: float) -> None:
     """It is given back when memory is short; what lies outside the allocator is not."""
     assert needed_gib(memory) == needed
 
 
 def test_a_memory_cap_stands_in_for_the_smaller_gpu() -> None:
     """20 GiB are little on 80, and too much on 22."""
-    rows = [row(memory=Memory(20.0))]
+    rows = [row(memory=MemoryPeaks(20.0))]
     assert report(*rows).safe_preset == "480p/3s"
     assert report(*rows, memory_cap_gib=22.0).safe_preset is None
 
@@ -108,7 +108,7 @@ ROWS = st.builds(
     st.sampled_from(list(PRESETS)),
     st.floats(0.01, 20),
     steps=st.sampled_from((1, 10, 50)),
-    memory=st.none() | st.builds(Memory, GIB, st.none() | GIB, st.none() | GIB),
+    memory=st.none() | st.builds(MemoryPeaks, GIB, st.none() | GIB, st.none() | GIB),
     quality=st.none() | st.builds(Quality, st.sampled_from(((), ("black",)))),
 )
 

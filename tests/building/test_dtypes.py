@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from wanstore import activate
 from wanstore.building._dtypes import check_dtypes
 from wanstore.errors import NotSupportedError
-from wanstore.loading import activate, load
+from wanstore.loading._load import load_folder as load
 
 MODELS = ("text_encoder", "transformer", "vae")
 

@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
+from wanstore.benchmarking.report import BenchmarkReport, Environment
+from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.presets import PRESETS
-from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.manifests import seal_as_is
 
 QUICK = ("--device", "cpu", "--dtype", "vae=float32")
 """A CPU takes eight times as long to decode in float16."""
@@ -155,7 +156,7 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--memory-gib", "22", "--device", "cpu"], 1, "Only a GPU's memory"),
         (["--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
         (["--dtype", "vae=float32", "--dtype", "transformer=bfloat16"], 2, "Choose float16 or float32"),
-        (["--memory", "little"], 2, "'auto', 'resident', 'streamed'"),
+        (["--memory", "little"], 2, "'auto', 'resident', 'offload'"),
         (["--reference", "no/such/folder"], 2, "does not exist"),
         (["--reference", ".", "--keep-clips", "."], 1, "Clips can't be kept in the reference folder"),
         (["--compare", __file__], 1, "no benchmark report"),

@@ -104,10 +104,10 @@ def test_generate_writes_an_mp4_at_16_frames_a_second(store: Path, tmp_path: Pat
     clip = tmp_path / "clip.mp4"
     run = wanstore(
         "generate", "w", "--store", store, "--prompt", "a cat", "--size", "64x64", "--frames", "9", "--steps", "2",
-        "--device", "cpu", "--memory", "streamed", "--out", clip,
+        "--device", "cpu", "--memory", "offload", "--out", clip,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert "weights" in run.stdout and "memory: text_encoder streamed" in run.stdout
+    assert "weights" in run.stdout and "memory: text_encoder offloaded" in run.stdout
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         assert (stream.frames, str(stream.average_rate), stream.width, stream.height) == (9, "16", 64, 64)
@@ -144,7 +144,7 @@ ABSURD = ["generate", "w", "--prompt", "x", "--size", "16000000x16000000", "--fr
         (["generate", "w", "--prompt", "x", "--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
         (["generate", "w", "--prompt", "x", "--dtype", "decoder=float32"], 2, "transformer, text_encoder, vae"),
         (["generate", "w", "--prompt", "x", "--dtype", "vae=float64"], 2, "float16 or float32"),
-        (["generate", "w", "--prompt", "x", "--memory", "little"], 2, "'auto', 'resident', 'streamed'"),
+        (["generate", "w", "--prompt", "x", "--memory", "little"], 2, "'auto', 'resident', 'offload'"),
         (["generate", "w", "--prompt", "x", "--device", "bogus"], 2, "neither cpu nor cuda"),
         (["generate", "w", "--prompt", "x", "--device", "meta"], 2, "neither cpu nor cuda"),
         (["generate", "w", "--prompt", "x", "--device", "cuda:999"], 1, "There is no device cuda:999"),
@@ -161,7 +161,7 @@ ABSURD = ["generate", "w", "--prompt", "x", "--size", "16000000x16000000", "--fr
         (["doctor", ""], 1, "cannot name a pipeline"),
         (["doctor", "w", "--preset", "480p/3s", "--memory-gib", "nan"], 2, "not a finite number"),
         (["doctor", "w", "--preset", "480p/3s", "--memory-gib", "inf"], 2, "not a finite number"),
-        (["doctor", "w", "--preset", "480p/3s", "--memory-gib", "0.01"], 1, "by the smallest plan"),
+        (["doctor", "w", "--preset", "480p/3s", "--memory-gib", "0.01"], 1, "under the smallest plan"),
         (["doctor", "w", "--preset", "8k/1h", "--memory-gib", "22"], 2, "There is no preset '8k/1h'"),
         (["doctor", "w", "--preset", "480p/3s", "--memory-gib", "22", "--dtype", "vae=int8"], 2, "float16 or float32"),
         (["doctor", "--preset", "480p/3s"], 2, "that with NAME"),
@@ -310,7 +310,7 @@ def test_doctor_tells_the_plan_of_a_presets_memory(store: Path) -> None:
     roomy = json_of(*ask, "22")
     assert roomy.keys() == {"preset", "free", "plan", "peaks"}
     assert (roomy["preset"], roomy["free"], roomy["plan"]) == ("480p/3s", "22.0 GiB", "all resident")
-    assert roomy["peaks"].keys() == {"text", "denoising", "decoding", "output"}
+    assert roomy["peaks"].keys() == {"text_encoding", "denoising", "decoding", "output"}
     assert json_of(*ask, "0.4")["plan"] != "all resident"
     assert gib(json_of(*ask, "22", "--dtype", "vae=float32")["peaks"]) > gib(roomy["peaks"])
     assert "decoding 0." in wanstore(*ask, "22").stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples.account import Account
-from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.manifests import seal_as_is
 
 BENCHMARK = ("run", "examples/benchmark_modal.py")
 

@@ -23,7 +23,7 @@ from modal._runtime import asgi
 from tests.examples.account import ROOT, Account
 from tests.modal_loopback.container import Checkpoint
 from wanstore.errors import NotFoundError
-from wanstore.testing.sealing import seal_as_is
+from wanstore.testing.manifests import seal_as_is
 from wanstore.testing.tiny_wan import make_tiny_wan
 
 

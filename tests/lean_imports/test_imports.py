@@ -37,7 +37,7 @@ torch.accelerator.is_available = tell("accelerator")
 
 import builtins, gc, importlib.metadata
 before = [builtins.__import__, importlib.metadata.packages_distributions, torch.compiler.disable]
-from wanstore.loading import load
+from wanstore.loading._load import load_folder as load
 pipe = load(Path(sys.argv[1]), device="cpu", sealed=False)
 assert [builtins.__import__, importlib.metadata.packages_distributions, torch.compiler.disable] == before
 assert gc.isenabled() and torch.accelerator.is_available() is False
@@ -154,7 +154,7 @@ def test_installed_extras_wait_until_they_are_used(tmp_path: Path) -> None:
     code = """
 import json, sys
 from wanstore.lean_imports import allow_gpu, import_lean
-from wanstore.loading import LIBRARIES
+from wanstore.loading._load import LIBRARIES
 import_lean(LIBRARIES)
 facts = {"early": [name for name in ("xformers", "flash_attn", "scipy") if name in sys.modules]}
 from diffusers.models import attention_dispatch as dispatch
@@ -196,7 +196,7 @@ def test_a_failing_measure_leaves_the_plain_import() -> None:
 import json
 from wanstore.lean_imports import _imports as imports
 from wanstore.lean_imports._proxies import NameProxy
-from wanstore.loading import LIBRARIES
+from wanstore.loading._load import LIBRARIES
 proxies, deferring, went_well = imports.make_proxies, imports._import_deferring, []
 def unfit():  # this class is in annotations with "|", which no proxy understands
     name = "transformers.configuration_utils"
@@ -219,7 +219,7 @@ import json, sys
 from pathlib import Path
 from wanstore.lean_imports._deferred_names import IMPORTERS
 from wanstore.lean_imports._proxies import find_proxies
-from wanstore.loading import load
+from wanstore.loading._load import load_folder as load
 
 class Meanwhile:
     def start(self, *_): ...

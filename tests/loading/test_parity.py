@@ -12,7 +12,7 @@ import torch
 from diffusers import WanPipeline
 from tokenizers import Tokenizer
 
-from wanstore.loading import load
+from wanstore.loading._load import load_folder as load
 
 MODELS = ("text_encoder", "transformer", "vae")
 PROMPTS = [

@@ -43,8 +43,9 @@ def say(word: str, value: Any) -> None:
 
 
 def hold_pipeline(folder: Path) -> Acts:
+    from wanstore import activate
     from wanstore.errors import WanstoreError
-    from wanstore.loading import activate, load
+    from wanstore.loading._load import load_folder as load
 
     pipes = {
         "resident": load(folder, device="cpu"),

@@ -24,7 +24,7 @@ from wanstore.errors import (
 from wanstore.stores import open_store
 from wanstore.stores.local import LocalStore
 from wanstore.testing import WeightStoreTests
-from wanstore.testing.sealing import manifest_of
+from wanstore.testing.manifests import manifest_of
 from wanstore.testing.stores import fill, put
 
 

@@ -441,7 +441,7 @@ def test_leaving_early_stops_the_threads(tmp_path: Path) -> None:
 INTERRUPTED = """
 import sys, threading, time
 from pathlib import Path
-from wanstore.loading import load
+from wanstore.loading._load import load_folder as load
 class Slow:
     def start(self, *_): print("starting", flush=True)
     def advance(self, *_): print("moving", flush=True), time.sleep(0.2)

@@ -7,7 +7,8 @@ from typing import Any
 
 import attrs
 
-from wanstore.benchmarking.report import BenchmarkReport, BenchmarkRow, Environment
+from wanstore.benchmarking.report import BenchmarkReport, Environment
+from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.benchmarking.safe import needed_gib
 
 

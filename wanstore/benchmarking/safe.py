@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 
-if TYPE_CHECKING:
-    from wanstore.benchmarking.report import BenchmarkRow, Memory
+from wanstore.benchmarking.rows import BenchmarkRow, MemoryPeaks
 
 MEMORY_SHARE = 0.8
 """Of the smallest GPU's memory: the rest is for fragments, other prompts, and other processes."""
@@ -40,7 +38,7 @@ def choose_safe(rows: Sequence[BenchmarkRow], memory_gib: float) -> SafeChoice:
     return SafeChoice(best.preset.name, (*_why(best, memory_gib), *dearer, *refused))
 
 
-def needed_gib(memory: Memory) -> float:
+def needed_gib(memory: MemoryPeaks) -> float:
     """The peak that a preset needs: what torch handed out, and what the device held besides torch's allocator.
 
     What the allocator reserved but did not hand out is left out: it grows with the card, and is given back when
@@ -61,7 +59,7 @@ def _why(best: BenchmarkRow, memory_gib: float) -> tuple[str, ...]:
     name = best.preset.name
     steps = len(best.rounds[0].steps)
     guess = f", extrapolated from {steps} of {best.preset.steps} steps" if best.extrapolated else ""
-    plan = (f"{name} was made by this plan of memory: {best.memory_plan}",) if best.memory_plan else ()
+    plan = (f"{name} was made under this memory plan: {best.memory_plan}",) if best.memory_plan else ()
     return (
         f"{name} is the cheapest that qualifies: {best.seconds_p95:.1f} s (p95{guess})",
         f"{name} {_needs(best.memory, memory_gib)}",
@@ -80,6 +78,6 @@ def _why_not(row: BenchmarkRow, memory_gib: float) -> str:
     return _needs(row.memory, memory_gib) if needed_gib(row.memory) > MEMORY_SHARE * memory_gib else ""
 
 
-def _needs(memory: Memory, memory_gib: float) -> str:
+def _needs(memory: MemoryPeaks, memory_gib: float) -> str:
     limit = f"up to {MEMORY_SHARE * memory_gib:.1f} ({MEMORY_SHARE:.0%}) are safe"
     return f"needs {needed_gib(memory):.1f} of {memory_gib:.1f} GiB; {limit}"

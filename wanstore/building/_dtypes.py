@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from wanstore.components import COMPONENTS
 from wanstore.errors import NotSupportedError
@@ -29,3 +29,8 @@ def check_dtypes(asked: object) -> dict[str, str]:
         if dtype not in (FLOAT16, FLOAT32):
             raise NotSupportedError(f"{component} can't compute in {dtype}", f"Choose {FLOAT16} or {FLOAT32}")
     return {component: dtype for component, dtype in sorted(found.items()) if dtype == FLOAT32}
+
+
+def stays_float32(component: str, dtypes: Mapping[str, str]) -> Callable[[str], bool]:
+    """Which of the component's tensors are float32 on the device, by their names."""
+    return (lambda _: True) if dtypes.get(component) == FLOAT32 else COMPONENTS[component].keeps_float32

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
 import attrs
 import torch
 
-from wanstore.building._dtypes import FLOAT32
+from wanstore.building._dtypes import stays_float32
 from wanstore.building._weight_files import Weights
 from wanstore.components import COMPONENTS
 from wanstore.interfaces import Progress
@@ -64,8 +64,3 @@ def transfer_weights(
     source = FileReader([file for _, file in files], through_cache=through_cache)
     with Transfer(source, layout, device, partial(progress.advance, task)) as transfer:
         yield WeightTransfer(transfer, progress, task)
-
-
-def stays_float32(component: str, dtypes: Mapping[str, str]) -> Callable[[str], bool]:
-    """Which of the component's tensors are float32 on the device, by their names."""
-    return (lambda _: True) if dtypes.get(component) == FLOAT32 else COMPONENTS[component].keeps_float32

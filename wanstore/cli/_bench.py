@@ -120,15 +120,16 @@ def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, in
 
 def _write(report: BenchmarkReport, old: BenchmarkReport | None, out: Path, as_json: bool) -> None:
     from wanstore.benchmarking.compare import compare
-    from wanstore.benchmarking.page import terminal_table, write
-    from wanstore.cli._terminal import show
+    from wanstore.benchmarking.page import table_of, write
+    from wanstore.cli._terminal import show, text_table
 
     write(report, out)
     compared = compare(old, report) if old else None
     if as_json:
         print_json(json.loads(report.to_json()) | ({"comparison": compared.to_json()} if compared else {}))
         return
-    show(terminal_table(report))
+    title, columns, rows = table_of(report)
+    show(text_table(columns, rows, title=title))
     for line in compared.lines() if compared else ():
         click.echo(line)
     click.echo(f"{out} and {out.with_suffix('.json')} are written")

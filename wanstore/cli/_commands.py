@@ -172,17 +172,18 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True)
 @json_option
 def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed: int, device: str | None,
-             dtype: dict[str, str], memory: Any, verify: bool, out: Path, as_json: bool, preset: Preset,
+             dtype: Any, memory: Any, verify: bool, out: Path, as_json: bool, preset: Preset,
              **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
+    from wanstore._error_translation import plain_memory_errors
     from wanstore.api import load
     from wanstore.cli._terminal import TerminalProgress
-    from wanstore.generation import check_place, plain_memory_errors, write_clip
+    from wanstore.generation import check_place, write_clip
     from wanstore.generation import generate as make_clip
 
     preset = resize(preset, **size)
     check_place(out)
-    with plain_memory_errors(preset):
+    with plain_memory_errors(preset.clip):
         with TerminalProgress(quiet=as_json) as progress:
             pipe = load(
                 name, store=store_url, device=device, dtype=dtype, memory=memory, verify=verify, progress=progress

@@ -49,7 +49,9 @@ def run_demo(folder: Path, say: Callable[[str], Any]) -> dict[str, Any]:
         say(f"loaded\n{pipe.load_report}")
         clip = _make_clip(pipe, folder / "clip.mp4")
         measured = wanstore.benchmark(pipe, PRESETS)
-    say(f"generated {clip}\n\n{measured.to_markdown()}")
+    from wanstore.benchmarking.page import summary
+
+    say(f"generated {clip}\n\n{summary(measured)}")
     seconds = time.perf_counter() - began
     say(f"Done in {seconds:.0f} s. The clip: {clip.absolute()}  The store: {store_folder.absolute()}")
     return {

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from wanstore._versions import versions
+from wanstore.benchmarking.measure._ceilings import Ceilings, measure_ceilings
 from wanstore.building._dtypes import check_dtypes
 from wanstore.errors import AccessError
-from wanstore.loading import load as load_pipeline
-from wanstore.loading.ceilings import Ceilings, measure_ceilings
-from wanstore.loading.memory import GIB, choose_plan
-from wanstore.loading.report import LoadReport
+from wanstore.loading._load import load_folder as load_pipeline
+from wanstore.loading._report import LoadReport
+from wanstore.memory._estimate import GIB, MemoryEstimate, choose_plan
 from wanstore.presets import Preset
 
 _PACKAGES = (
@@ -57,14 +57,12 @@ def plan_memory(
     On a device with so much free memory, or on this machine's GPU, and None without one. The pipeline in `folder` is
     not loaded. Raises `DeviceMemoryError` when no plan fits.
     """
-    from wanstore.loading.needs import needs_of_folder
-
     free = _free_bytes() if memory_gib is None else int(memory_gib * GIB)
     if free is None:
         return None
-    needs = needs_of_folder(folder, check_dtypes(dtype))
-    plan = choose_plan(needs, preset.clip, free)
-    peaks = {stage: f"{peak / GIB:.2f} GiB" for stage, peak in needs.peaks(plan, preset.clip).items()}
+    estimate = MemoryEstimate.of_folder(folder, check_dtypes(dtype))
+    plan = choose_plan(estimate, preset.clip, free)
+    peaks = {phase: f"{peak / GIB:.2f} GiB" for phase, peak in estimate.peaks(plan, preset.clip).items()}
     return {"preset": preset.name, "free": f"{free / GIB:.1f} GiB", "plan": str(plan), "peaks": peaks}
 
 
@@ -73,7 +71,7 @@ def _free_bytes() -> int | None:
 
     if not torch.cuda.is_available():
         return None
-    from wanstore.loading.staged import budget_bytes
+    from wanstore.memory._schedule import budget_bytes
     from wanstore.transfer._device import pick_device
 
     return budget_bytes(pick_device(None))

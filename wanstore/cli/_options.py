@@ -80,7 +80,7 @@ def dtype_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--memory`."""
     told = "Which parts stay on the GPU: what fits, all, or all but the text encoder when it does not work."
-    choice = click.Choice(["auto", "resident", "streamed"])
+    choice = click.Choice(["auto", "resident", "offload"])
     return click.option("--memory", type=choice, default="auto", show_default=True, help=told)(function)
 
 

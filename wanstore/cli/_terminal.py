@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -135,6 +136,14 @@ def _add_row(table: Table, *cells: str) -> None:
     from rich.text import Text
 
     table.add_row(*map(Text, cells))
+
+
+def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
+    """A table of `rows`; columns that begin with `#` are numbers, set to the right."""
+    table = plain_table(*columns, title=title)
+    for row in rows:
+        _add_row(table, *row)
+    return table
 
 
 def list_table(manifests: list[Manifest]) -> Table:

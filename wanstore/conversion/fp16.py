@@ -37,7 +37,7 @@ from wanstore.manifest import (
     TensorRecord,
 )
 
-STORED_DTYPE = {"F64": "F16", "F32": "F16", "BF16": "F16", "F16": "F16"}
+_STORED_DTYPE = {"F64": "F16", "F32": "F16", "BF16": "F16", "F16": "F16"}
 """fp16 only: the decision that this library rests on."""
 
 
@@ -59,7 +59,7 @@ class Fp16Converter(Converter):
         return {"overflow": self._overflow}
 
     def plan(self, source: Source) -> ConversionPlan:
-        return make_plan(source, STORED_DTYPE)
+        return make_plan(source, _STORED_DTYPE)
 
     def convert(
         self, plan: ConversionPlan, target: Path, *, scratch: Path | None = None, progress: Progress | None = None
@@ -69,12 +69,12 @@ class Fp16Converter(Converter):
         with plain_os_errors(target):
             workplace.mkdir(parents=True, exist_ok=True)
             shards = self._convert_shards(plan, target, workplace, progress)
-            refuse_unfit(shards, clamp=self._overflow == "clamp")
+            _refuse_unfit(shards, clamp=self._overflow == "clamp")
             files = [FileEntry(shard.path, shard.size_bytes, shard.sha256) for shard in shards]
             files += _write_small_files(plan, shards, target, workplace, progress)
             if scratch is None:
                 shutil.rmtree(workplace)
-        record = ConversionRecord(self.name, self.version, self.options, sum_up_components(shards))
+        record = ConversionRecord(self.name, self.version, self.options, _sum_up_components(shards))
         return Converted(record, tuple(sorted(files, key=lambda entry: entry.path)))
 
     def _convert_shards(
@@ -129,7 +129,7 @@ def _fetched_ahead(
             raise
 
 
-def refuse_unfit(shards: Sequence[WrittenShard], *, clamp: bool) -> None:
+def _refuse_unfit(shards: Sequence[WrittenShard], *, clamp: bool) -> None:
     """Raise `ConversionRefusedError`, naming the tensors, if values did not survive the cast."""
     infinite = [name for shard in shards for name in shard.not_finite]
     if infinite:
@@ -183,15 +183,15 @@ def _write_small_files(
     return entries
 
 
-def sum_up_components(shards: Sequence[WrittenShard]) -> dict[str, ComponentRecord]:
+def _sum_up_components(shards: Sequence[WrittenShard]) -> dict[str, ComponentRecord]:
     """The tensor records summed up by component."""
     return {
-        component: sum_up([tensor for shard in group for tensor in shard.tensors])
+        component: _sum_up([tensor for shard in group for tensor in shard.tensors])
         for component, group in groupby(shards, key=lambda shard: shard.component)
     }
 
 
-def sum_up(tensors: Sequence[TensorRecord]) -> ComponentRecord:
+def _sum_up(tensors: Sequence[TensorRecord]) -> ComponentRecord:
     """One component's tensor records as one record."""
     counts = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
     worst = max(tensors, key=lambda tensor: tensor.max_abs)

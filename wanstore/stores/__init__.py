@@ -8,7 +8,7 @@ from pathlib import Path
 from wanstore.errors import NotSupportedError
 from wanstore.interfaces import WeightStore
 
-GROUP = "wanstore.stores"
+_GROUP = "wanstore.stores"
 """Entry-point group of backends: the name is the URL scheme, the object is called with the URL."""
 
 
@@ -28,7 +28,7 @@ def open_store(url: str | Path) -> WeightStore:
         from wanstore.stores.modal import ModalVolumeStore
 
         return ModalVolumeStore(text)
-    for entry in entry_points(group=GROUP, name=scheme):
+    for entry in entry_points(group=_GROUP, name=scheme):
         try:
             backend = entry.load()
         except ImportError as error:
@@ -37,7 +37,7 @@ def open_store(url: str | Path) -> WeightStore:
             ) from error
         store: WeightStore = backend(text)
         return store
-    known = ", ".join(f"{name}://" for name in sorted({entry.name for entry in entry_points(group=GROUP)}))
+    known = ", ".join(f"{name}://" for name in sorted({entry.name for entry in entry_points(group=_GROUP)}))
     raise NotSupportedError(
         f"No store serves {scheme}:// addresses", f"Install a package that adds it, or use a plain path or {known}"
     )

@@ -71,7 +71,7 @@ class LocalStore(WeightStore):
         self._check_root()
         with plain_os_errors(self.root), self._lock(name):
             self._check_free(name, replace)
-            stage = LocalStage(self.root / name, self._own / "stages" / name)
+            stage = _LocalStage(self.root / name, self._own / "stages" / name)
             stage.prepare(resume)
             if replace:
                 stage.swap = self._swapper(stage.work)
@@ -183,7 +183,7 @@ def _path(location: str) -> str:
 
 
 @attrs.define
-class LocalStage:
+class _LocalStage:
     """A stage in the store's own hidden folder; `work` holds all of it. With `swap` it may replace."""
 
     target: Path

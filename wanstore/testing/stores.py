@@ -23,7 +23,7 @@ from wanstore.errors import (
 )
 from wanstore.interfaces import Stage, WeightStore
 from wanstore.manifest import Manifest
-from wanstore.testing.sealing import manifest_of
+from wanstore.testing.manifests import manifest_of
 
 FILES = {"model_index.json": b'{"_class_name": "WanPipeline"}', "vae/weights.safetensors": bytes(range(256)) * 64}
 

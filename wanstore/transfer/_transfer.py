@@ -16,9 +16,9 @@ from wanstore.transfer._chunk_queue import ChunkQueue, Times
 from wanstore.transfer._device import pick_device
 from wanstore.transfer._layout import BufferLayout
 from wanstore.transfer._readers import Reader
+from wanstore.transfer._record import TransferRecord
 from wanstore.transfer._to_cuda import move_to_cuda
 from wanstore.transfer._to_host import DTYPES, move_to_host
-from wanstore.transfer.record import TransferRecord
 
 
 class Transfer:

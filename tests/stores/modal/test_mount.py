@@ -23,7 +23,7 @@ from wanstore.stores import local
 from wanstore.stores.modal._lease import Lease
 from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing import WeightStoreTests
-from wanstore.testing.sealing import manifest_of, seal_as_is
+from wanstore.testing.manifests import manifest_of, seal_as_is
 from wanstore.testing.stores import FILES, fill, put
 
 ROOT = Path(__file__).parents[3]

@@ -32,7 +32,7 @@ from wanstore.stores.modal import _mount as modal_mount
 from wanstore.stores.modal._lease import current_holder
 from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing import WeightStoreTests
-from wanstore.testing.sealing import manifest_of
+from wanstore.testing.manifests import manifest_of
 from wanstore.testing.stores import FILES, fill, put
 
 URL = "modal://models/wan"

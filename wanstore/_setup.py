@@ -1,0 +1,152 @@
+"""The steps of `wanstore.setup` before the conversion: the source, the recipe, and what is checked before long work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from wanstore._files import files_below
+from wanstore._json import digest_of
+from wanstore.errors import (
+    AlreadyExistsError,
+    DamagedError,
+    DiskFullError,
+    NotFoundError,
+    NotSupportedError,
+    SourceError,
+    WanstoreError,
+)
+from wanstore.interfaces import ConversionPlan, Converter, Progress, Source, Stage, WeightStore
+from wanstore.manifest import Manifest, SourceRecord
+
+_CONVERTERS = "wanstore.converters"
+"""Entry-point group of converters: the name is what `setup(converter=...)` takes, the object makes one."""
+
+
+def open_source(
+    source: str, revision: str | None = None, *, keep: Path | None = None, progress: Progress | None = None
+) -> Source:
+    """The folder or Hub repo that `source` names, fixed at one state. A folder that exists comes first."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() or source.startswith((".", "/", "~")):
+        from wanstore.conversion.folder import FolderSource
+
+        if revision is not None:
+            raise NotSupportedError("A folder has no revisions", "Leave out --revision, or name a Hub repo")
+        return FolderSource(folder)
+    if source.count("/") != 1 or "://" in source:
+        raise NotFoundError(f"{source!r} is neither a folder nor a Hub repo", "Name a folder, or a repo as OWNER/NAME")
+    from wanstore.conversion.hub import HubSource
+
+    return HubSource(source, revision, keep=keep, progress=progress)
+
+
+def make_converter(name: str) -> Converter:
+    """The converter registered as `name` in the entry-point group `wanstore.converters`."""
+    if name == "fp16":
+        from wanstore.conversion.fp16 import Fp16Converter
+
+        return Fp16Converter()
+    for entry in entry_points(group=_CONVERTERS, name=name):
+        converter: Converter = entry.load()()
+        return converter
+    raise NotSupportedError(f"There is no converter {name!r}", "Install a package that adds it, or use fp16")
+
+
+def recipe_of(source: SourceRecord, converter: Converter) -> str:
+    """Equal for the same source state, converter, version and options: the result would be the same."""
+    return digest_of(
+        {
+            "source": [source.kind, source.location if source.kind == "hub" else "", source.commit],
+            "converter": [converter.name, converter.version, converter.options],
+        }
+    )
+
+
+def existing_manifest(store: WeightStore, name: str, recipe: str, replace: bool, progress: Progress) -> Manifest | None:
+    """The stored manifest if it is of the same recipe; None if setup has something to do."""
+    try:
+        manifest = store.manifest(name)
+    except NotFoundError:
+        return None
+    except WanstoreError:
+        if replace:  # a damaged manifest is what --replace is for
+            return None
+        raise
+    if manifest.recipe == recipe:
+        if replace and not store.verify(name, progress=progress).ok:
+            progress.message(f"{name} is damaged: it is made again")
+            return None
+        return manifest
+    if replace:
+        return None
+    raise AlreadyExistsError(
+        f"{name!r} already holds {manifest.source.location} at {manifest.source.commit[:12]}, made another way",
+        "Choose another name, or replace it with --replace",
+    )
+
+
+def check_fits_models(plan: ConversionPlan) -> None:
+    """Raise `SourceError` unless the planned tensors are just those that the configs' models have."""
+    from wanstore.building._skeleton import expected_tensors
+
+    for component, config in plan.configs.items():
+        try:
+            wanted = expected_tensors(component, config)
+        except DamagedError as error:
+            raise SourceError(error.what, "Fetch the source again") from error
+        held = {t.name: (t.shape, s.source_path) for s in plan.shards if s.component == component for t in s.reads}
+        for name in sorted(wanted.keys() | held.keys()):
+            if name not in held:
+                raise SourceError(f"{component}: tensor {name} is missing", "Fetch the source again")
+            shape, path = held[name]
+            if name not in wanted:
+                raise SourceError(f"{path}: tensor {name} does not belong to the model that its config describes")
+            if shape != wanted[name]:
+                raise SourceError(f"{path}: {name} is {list(shape)}, the config asks for {list(wanted[name])}")
+
+
+def check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> None:
+    """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work."""
+    from wanstore.building._scheduler import load_scheduler
+    from wanstore.building._tokenizer import load_tokenizer
+
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        for path in plan.copies:
+            copy = Path(folder, path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            # Where the converter will look for it: it is fetched once.
+            shutil.copyfile(plan.source.fetch(path, scratch / "source", progress), copy)
+        try:
+            load_scheduler(Path(folder))
+            load_tokenizer(Path(folder, "tokenizer"))
+        except (DamagedError, NotSupportedError) as error:
+            raise SourceError(error.what.replace(f"{folder}{os.sep}", ""), "Fetch the source again") from error
+
+
+def check_free_space(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:
+    """Raise `DiskFullError` before long work if a disk has too little room; 0 free means: can't be asked."""
+    kept = keep_source if plan.record.kind == "hub" else None
+    fetched = plan.record.kind == "hub" and not kept
+    needs = {stage.path: (plan.peak_bytes if fetched else plan.stored_bytes) - _held(stage.path, stage.scratch)}
+    if kept:
+        source_bytes = plan.source_bytes + sum(plan.source.files[path] for path in plan.copies)
+        place = next(folder for folder in (kept, *kept.absolute().parents) if folder.exists())
+        needs[place] = max(source_bytes - _held(kept), 0)
+    disks = {folder: folder.stat().st_dev for folder in needs}
+    for folder, disk in disks.items():
+        needed = sum(needs[other] for other in needs if disks[other] == disk)
+        free = shutil.disk_usage(folder).free
+        if 0 < free < needed:
+            raise DiskFullError(
+                f"Setup needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free",
+                "Free some space, or name a store on a larger disk",
+            )
+
+
+def _held(*folders: Path) -> int:
+    """Bytes that an earlier run left there."""
+    return sum(status.st_size for folder in folders for status in files_below(folder).values())

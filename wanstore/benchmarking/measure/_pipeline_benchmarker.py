@@ -1,0 +1,188 @@
+"""Runs presets on a ready pipeline, in this process."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from wanstore._error_translation import first_line, lacks_memory
+from wanstore._versions import versions
+from wanstore.benchmarking.measure._clip import Watch, measure_clip, watch_memory
+from wanstore.benchmarking.measure._nvml import driver_version
+from wanstore.benchmarking.measure._reference_clips import open_clip, save_clip
+from wanstore.benchmarking.report import BenchmarkReport, Environment
+from wanstore.benchmarking.rows import BenchmarkRow, Quality, Round
+from wanstore.errors import DeviceError, DeviceMemoryError
+from wanstore.interfaces import Benchmarker, Progress, Quiet
+from wanstore.memory._estimate import GIB
+from wanstore.presets import Preset
+
+if TYPE_CHECKING:
+    from wanstore.loading._pipeline import WanPipeline
+
+WARM_UP_STEPS = 2
+"""Denoising steps of a clip that doesn't count: one that sets things up, and one that runs as all later ones do."""
+_PACKAGES = ("wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "xformers")
+
+
+@attrs.frozen
+class PipelineBenchmarker(Benchmarker):
+    """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` short ones that don't count.
+
+    With `steps`, by preset name, fewer denoising steps than a preset's are run, and the report extrapolates. With
+    `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`,
+    is when the process started that loads the pipeline and makes its first clip.
+
+    Each preset's last clip has the same prompt and seed in every run, whatever `rounds` and `warmup` are. It is saved
+    in the folder `keep_clips`, and compared with the one that another run has saved in the folder `reference`.
+    """
+
+    pipe: WanPipeline
+    rounds: int = 1
+    warmup: int = 0
+    steps: Mapping[str, int] = attrs.field(factory=dict)
+    pictures: Path | None = None
+    keep_clips: Path | None = None
+    reference: Path | None = None
+    began: float | None = None
+
+    def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
+        progress = progress or Quiet()
+        rows = tuple(self.measure(preset, progress) for preset in presets)
+        return BenchmarkReport(describe(self.pipe.device), rows)
+
+    def measure(self, preset: Preset, progress: Progress) -> BenchmarkRow:
+        """One row; what goes wrong is told in it."""
+        with watch_memory(self.pipe.device) as watch:
+            try:
+                return self._measure(preset, watch, progress)
+            except DeviceError as error:  # such as that there is no plan
+                return attrs.evolve(row_of(preset, error), memory=watch.peaks())
+            except (RuntimeError, ValueError, MemoryError) as error:
+                return self._with_plan(attrs.evolve(row_of(preset, error), memory=watch.peaks()), watch)
+
+    def _measure(self, preset: Preset, watch: Watch, progress: Progress) -> BenchmarkRow:
+        if forget := getattr(self.pipe, "forget_prompts", None):  # a pipeline of diffusers' own keeps none
+            forget()  # embeddings kept from another measurement would leave nothing to encode
+        counted = attrs.evolve(preset, steps=steps_run(preset, self.steps))
+        short = attrs.evolve(counted, steps=min(WARM_UP_STEPS, counted.steps))
+        measured, ends = [], []
+        joules = watch.joules()
+        # Embeddings of a prompt may be kept, so each clip has one of its own. A service's negative prompt is always the
+        # same, so that of all clips is too. Takes count down: the last clip, which others are compared with, is take 1.
+        for take in range(self.warmup + self.rounds, 0, -1):
+            if take == self.rounds:
+                joules = watch.joules()
+            warm_up = take > self.rounds
+            one, frames = measure_clip(
+                self.pipe, short if warm_up else counted, take=take, progress=progress, watch=watch, warm_up=warm_up
+            )
+            measured.append(one)
+            ends.append(time.time())
+        spent = watch.joules()
+        rounds = tuple(measured[self.warmup :])
+        row = BenchmarkRow(
+            preset,
+            rounds=rounds,
+            memory=watch.peaks(),  # before frames are looked at, which takes memory of its own
+            energy_joules=_energy(joules, spent, rounds, preset),
+            quality=self._examine(frames, counted),
+            first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
+            frames=self._picture(frames, preset),
+            clip_sha256=save_clip(frames, self.keep_clips, preset) if self.keep_clips else "",
+        )
+        return self._with_plan(row, watch)
+
+    def _with_plan(self, row: BenchmarkRow, watch: Watch) -> BenchmarkRow:
+        """The row with the plan of the last clip's memory, if the pipeline has plans, and what was made of it."""
+        row = attrs.evolve(row, phase_peaks_gib=dict(watch.phase_peaks_gib))
+        plan = getattr(self.pipe, "memory_plan", None)
+        if plan is None:
+            return row
+        predicted = {phase: size / GIB for phase, size in self.pipe.predicted_peaks(row.preset.clip).items()}
+        return attrs.evolve(row, memory_plan=str(plan), predicted_gib=predicted)
+
+    def _examine(self, frames: Any, preset: Preset) -> Quality:
+        from wanstore.benchmarking.measure._quality import COMPARED, examine
+
+        if self.reference is None:
+            return examine(frames, preset)
+        try:
+            reference = open_clip(self.reference, preset)
+        except ValueError as error:
+            quality = examine(frames, preset)
+            why = f"No reference clip: {error}"
+            return attrs.evolve(quality, missing={**quality.missing, **dict.fromkeys(COMPARED, why)})
+        return examine(frames, preset, reference)
+
+    def _picture(self, frames: Any, preset: Preset) -> tuple[str, ...]:
+        if self.pictures is None:
+            return ()
+        from wanstore.benchmarking.measure._contact_sheet import contact_sheet
+
+        path = self.pictures / f"{preset.name.replace('/', '-')}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(frames, path)
+        return (path.name,)
+
+
+def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:
+    """Denoising steps of a measured clip: the preset's, or fewer where `steps` says so."""
+    return min(preset.steps, steps.get(preset.name, preset.steps))
+
+
+def row_of(preset: Preset, error: BaseException) -> BenchmarkRow:
+    """The row of a preset that failed: out of memory, or something else."""
+    out_of_memory = isinstance(error, DeviceMemoryError) or lacks_memory(error)
+    return BenchmarkRow(preset, "out of memory" if out_of_memory else "failed", first_line(error))
+
+
+def describe(device: Any) -> Environment:
+    """This machine, as far as a pipeline on `device` sees it."""
+    import torch
+
+    driver = None
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        memory_gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+        driver = driver_version()
+    else:
+        name = f"{platform.machine()} CPU"
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return Environment(
+        device=name,
+        memory_gib=memory_gib,
+        measured_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        versions={
+            **versions(_PACKAGES),
+            **({"cuda": torch.version.cuda} if torch.version.cuda else {}),
+            **({"driver": driver} if driver else {}),
+        },
+    )
+
+
+def _first_clip(seconds: float, first: Round, rounds: Sequence[Round], preset: Preset) -> float:
+    """What the first clip took, `seconds` from the process's start, with all of the preset's steps and all frames.
+
+    A warm-up's frames are not written but for one, which sets up what writes: the others count as in the rounds.
+    """
+    missing = preset.steps - len(first.steps)
+    writing = 0.0 if first is rounds[0] else statistics.median(one.writing for one in rounds)
+    return seconds + missing * statistics.median(step for one in rounds for step in one.steps) + writing
+
+
+def _energy(before: float | None, after: float | None, rounds: Sequence[Round], preset: Preset) -> float | None:
+    """Joules of a clip; with fewer steps measured, more in proportion to its seconds."""
+    if before is None or after is None:
+        return None
+    seconds = statistics.mean(one.seconds_at(preset.steps) for one in rounds)
+    return (after - before) * seconds / sum(one.seconds for one in rounds)

@@ -1,0 +1,172 @@
+"""One preset in a process of its own: `python -m wanstore.benchmarking.run._worker`.
+
+Its job is one line of JSON on stdin, and it lives no longer than whoever keeps stdin open. Each line that it writes
+to stdout is a JSON list: what happened, and what goes with it. `["row", ...]` or `["environment", ...]` is the last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from wanstore._json import from_json, to_json
+from wanstore.benchmarking.report import Environment
+from wanstore.benchmarking.rows import BenchmarkRow
+from wanstore.choices import MemoryMode
+from wanstore.errors import DeviceError, NotSupportedError, WanstoreError
+from wanstore.presets import Preset
+
+
+@attrs.frozen
+class Job:
+    """What to measure, and how. Without a preset the machine is described, and nothing more.
+
+    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`. `pictures`, `keep_clips`
+    and `reference` are as for `PipelineBenchmarker`; `began` is when the process was started, by `time.time`.
+    """
+
+    folder: str
+    preset: Preset | None = None
+    device: str | None = None
+    rounds: int = 1
+    warmup: int = 0
+    steps: dict[str, int] = attrs.field(factory=dict)
+    memory_gib: float | None = None
+    dtype: dict[str, str] = attrs.field(factory=dict)
+    memory: MemoryMode = "auto"
+    attention: str | None = None
+    pictures: str | None = None
+    keep_clips: str | None = None
+    reference: str | None = None
+    began: float = 0.0
+
+
+class Told:
+    """A `Progress` that tells another process, as lines of JSON."""
+
+    def __init__(self, tell: Callable[..., None]) -> None:
+        self._tell = tell
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        self._tell("start", task, total, unit)
+
+    def advance(self, task: str, amount: int) -> None:
+        self._tell("advance", task, amount)
+
+    def finish(self, task: str) -> None:
+        self._tell("finish", task)
+
+    def message(self, text: str) -> None:
+        self._tell("message", text)
+
+
+def main() -> None:
+    """Do the job on stdin."""
+    job = from_json(json.loads(sys.stdin.readline()), Job)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    tell = _channel()
+    try:
+        if job.preset is None:
+            tell("environment", to_json(_describe(job)))
+        else:
+            tell("row", to_json(measure(job, job.preset, Told(tell))))
+    except WanstoreError as error:  # no preset would fare better
+        tell("refused", error.what, error.next_step)
+
+
+def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
+    """Load the pipeline, choose the attention backend, measure."""
+    from wanstore.benchmarking.measure._pipeline_benchmarker import PipelineBenchmarker, row_of
+    from wanstore.loading._load import load_folder as load
+
+    if job.memory_gib:
+        _cap_memory(job.memory_gib, job.device)
+    auto = job.attention == "auto"
+    try:
+        pipe = load(
+            Path(job.folder), device=job.device, dtype=job.dtype, attention="native" if auto else job.attention,
+            memory=job.memory, progress=progress,
+        )  # fmt: skip
+        loaded = time.time()
+        compared = _use_fastest(pipe, preset) if auto else {}
+    except (DeviceError, RuntimeError) as error:
+        return row_of(preset, error)
+    compared_seconds = time.time() - loaded  # a service would not do this before its first clip
+    benchmarker = PipelineBenchmarker(
+        pipe, job.rounds, job.warmup, job.steps, _path(job.pictures), _path(job.keep_clips), _path(job.reference),
+        began=job.began + compared_seconds,
+    )  # fmt: skip
+    attention = pipe.load_report.attention
+    return attrs.evolve(
+        benchmarker.measure(preset, progress),
+        load_seconds=loaded - job.began,
+        attention=str(attention).removeprefix("attention ") if attention else "native",
+        attention_seconds=compared,
+    )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _use_fastest(pipe: Any, preset: Preset) -> dict[str, float]:
+    from wanstore.benchmarking.measure._attention_comparison import compare_backends
+    from wanstore.building._attention import NATIVE
+    from wanstore.loading._activate import apply_attention
+
+    seconds = compare_backends(pipe, preset)
+    # Comparing leaves the last one set that was tried.
+    applied = apply_attention(pipe, next(iter(seconds), NATIVE))
+    pipe.load_report = attrs.evolve(pipe.load_report, attention=applied)
+    return seconds
+
+
+def _cap_memory(gib: float, device: str | None) -> None:
+    """Hold torch to so much of the GPU, so that a larger one stands in for a smaller one."""
+    import torch
+
+    from wanstore.transfer._device import pick_device
+
+    gpu = pick_device(device)
+    total_gib = torch.cuda.get_device_properties(gpu).total_memory / 2**30
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib / total_gib), gpu)
+
+
+def _describe(job: Job) -> Environment:
+    from wanstore.benchmarking.measure._pipeline_benchmarker import describe
+    from wanstore.transfer._device import pick_device
+
+    device = pick_device(job.device)
+    if job.memory_gib and device.type != "cuda":
+        raise NotSupportedError("Only a GPU's memory can be capped", "Leave out --memory-gib, or name a GPU")
+    return attrs.evolve(describe(device), memory_cap_gib=job.memory_gib)
+
+
+def _channel() -> Callable[..., None]:
+    """Tell the parent, one line at a time; whatever else is printed here goes to stderr."""
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+
+    def tell(*event: Any) -> None:
+        lines.write(json.dumps(event) + "\n")
+
+    return tell
+
+
+def _die_with_parent() -> None:
+    """However the parent ends, stdin ends with it, and nobody wants the result any more."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The second half of a load: what a process does after its memory snapshot was restored."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from wanstore.building._attention import NATIVE, use_backend
+from wanstore.building._skeleton import fill_model, wanted_tensors
+from wanstore.building._weight_files import check_fit, open_weights
+from wanstore.building._weight_transfer import WeightTransfer, transfer_weights
+from wanstore.components import COMPONENTS
+from wanstore.errors import DeviceMemoryError, NotSupportedError
+from wanstore.interfaces import Progress, Quiet
+from wanstore.lean_imports import collection_paused, quiet_libraries, resolve_imported
+from wanstore.loading._clock import PhaseClock
+from wanstore.loading._pipeline import WanPipeline
+from wanstore.loading._report import Attention
+from wanstore.memory._origin import Origin
+from wanstore.transfer._device import pick_device
+from wanstore.transfer._from_memory import MemoryTransfer
+
+_ACTIVATING = threading.Lock()
+
+
+def activate_pipeline(
+    pipe: WanPipeline, device: str | torch.device | None = None, *, progress: Progress | None = None
+) -> WanPipeline:
+    """See `wanstore.activate`."""
+    if not isinstance(getattr(pipe, "_origin", None), Origin):
+        raise NotSupportedError("This pipeline was not loaded by wanstore", "Load it with wanstore.load")
+    with collection_paused(), quiet_libraries(), _ACTIVATING:
+        _activate(pipe, device, progress or Quiet())
+        resolve_imported()
+    return pipe
+
+
+def _activate(pipe: WanPipeline, device: str | torch.device | None, progress: Progress) -> None:
+    origin, clock = pipe._origin, PhaseClock()
+    reseed()
+    models = {component: getattr(pipe, component) for component in COMPONENTS}
+    if any(parameter.is_meta for model in models.values() for parameter in model.parameters()):
+        with clock.phase("check"):
+            origin.check_same()
+            opened = open_weights(origin.folder)
+        with opened as files, transfer_weights(files, device, origin.dtypes, progress, origin.folder.name) as transfer:
+            for component, model in models.items():
+                check_fit(origin.folder, component, files[component], wanted_tensors(model))
+            fill(models, origin, transfer, clock)
+    else:
+        with clock.phase("device"):
+            ready = pick_device(device)
+        if pipe.device != ready:
+            _move(models, ready, clock)
+    attention = make_ready(pipe, clock)
+    pipe._deferred = False
+    pipe.activation_report = clock.report(str(origin.folder), str(pipe.device), attention)
+    if attention:
+        pipe.load_report = attrs.evolve(pipe.load_report, attention=attention)
+
+
+def fill(models: Mapping[str, Any], origin: Origin, transfer: WeightTransfer, clock: PhaseClock) -> None:
+    """Wait for the weights and give them to the models, which have none; on an error they stay as they were.
+
+    Where the device has no space for all, and components may be offloaded, the text encoder alone gets its weights,
+    since it works first. The others stay without until their phases.
+    """
+    try:
+        tensors = _wait(transfer, clock)
+    except DeviceMemoryError:
+        if not origin.offloads_on(transfer.transfer.device.type):
+            raise
+        with (
+            open_weights(origin.folder, ["text_encoder"]) as files,
+            transfer_weights(files, transfer.transfer.device, origin.dtypes, transfer.progress, transfer.task) as part,
+        ):
+            tensors = _wait(part, clock)
+    with clock.phase("assign"):
+        origin.check_same()  # it was not swapped in mid-load either
+        for component, model in models.items():
+            if tensors[component]:
+                fill_model(component, model, tensors[component])
+
+
+def _wait(transfer: WeightTransfer, clock: PhaseClock) -> dict[str, dict[str, torch.Tensor]]:
+    """Each component's tensors, once all are there; the wait and the transfer are in the clock from then on."""
+    with clock.waiting():
+        tensors = transfer.tensors()
+    clock.transferred(transfer.transfer.began, transfer.transfer.record)
+    return tensors
+
+
+def make_ready(pipe: WanPipeline, clock: PhaseClock) -> Attention | None:
+    """What is left once a pipeline is on its device: its attention backend, and how it shares out the memory."""
+    with clock.phase("attention"):
+        attention = _apply_once(pipe, pipe.device)
+    if pipe._origin.offloads_on(pipe.device.type):
+        pipe._offload_by_plan()
+    return attention
+
+
+def reseed() -> None:
+    """Give the process's random generators new seeds: all clones of one snapshot would draw the same numbers."""
+    random.seed()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(int.from_bytes(os.urandom(4), "little"))
+    torch.seed()
+
+
+def _apply_once(pipe: WanPipeline, device: torch.device) -> Attention | None:
+    """Apply the pipeline's attention backend on `device`; what came of it, None if there is nothing to do."""
+    backend = pipe._origin.attention
+    if backend is None or pipe._attention_on == device:
+        return None
+    pipe._attention_on = device
+    return apply_attention(pipe, backend)
+
+
+def apply_attention(pipe: Any, backend: str) -> Attention:
+    """Have the pipeline use `backend` where it works on its device, else the native one; which it is, and why."""
+    reason = use_backend(pipe, backend, pipe.device)
+    return Attention(backend, NATIVE if reason else backend, reason)
+
+
+def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) -> None:
+    """Move parameters and buffers; from memory to a GPU by whole buffers, as quickly as from files."""
+    parameters = [parameter for model in models.values() for parameter in model.parameters()]
+    if device.type == "cuda" and all(parameter.device.type == "cpu" for parameter in parameters):
+        tensors = {str(number): parameter.data for number, parameter in enumerate(parameters)}
+        with MemoryTransfer(tensors, device) as move:
+            with clock.waiting():
+                moved = move.tensors()
+            clock.transferred(move.transfer.began, move.transfer.record)
+            for number, tensor in moved.items():
+                parameters[int(number)].data = tensor
+    with clock.phase("pipeline"):
+        for model in models.values():
+            model.to(device)

@@ -1,0 +1,129 @@
+"""A local pipeline folder becomes a ready `WanPipeline`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanstore._json import read_json
+from wanstore.building._check import check_pipeline, check_sealed
+from wanstore.building._dtypes import FLOAT16, check_dtypes
+from wanstore.building._weight_files import Weights, check_fit, open_weights
+from wanstore.choices import MemoryMode, WeightsMode
+from wanstore.errors import NotFoundError, NotSupportedError
+from wanstore.interfaces import Progress, Quiet
+from wanstore.lean_imports import collection_paused, deferred_imports, import_lean, quiet_libraries, resolve_imported
+from wanstore.loading._clock import PhaseClock
+from wanstore.manifest import Manifest
+from wanstore.memory import MemoryPlan
+from wanstore.memory._origin import Origin
+from wanstore.memory._plan import check_memory
+from wanstore.transfer._page_cache import ReadAhead
+
+if TYPE_CHECKING:
+    import torch
+
+    from wanstore.loading._pipeline import WanPipeline
+
+LIBRARIES = (
+    "wanstore.building._skeleton",
+    "wanstore.building._tokenizer",
+    "wanstore.loading._pipeline",
+    "diffusers.schedulers.scheduling_unipc_multistep",  # Wan 2.1's
+)
+"""What a load imports: its own modules that import the libraries at their top, and what they import later."""
+
+
+def load_folder(
+    folder: Path,
+    *,
+    device: str | torch.device | None = None,
+    weights: WeightsMode = "resident",
+    dtype: Mapping[Any, Any] | None = None,
+    attention: str | None = None,
+    memory: MemoryMode | MemoryPlan = "auto",
+    verify: bool = False,
+    sealed: bool = True,
+    progress: Progress | None = None,
+) -> WanPipeline:
+    """The pipeline in a local `folder`; the other arguments, and what is raised, are those of `wanstore.load`."""
+    folder, progress, clock = Path(folder), progress or Quiet(), PhaseClock()
+    with collection_paused(), ExitStack() as stack:
+        with clock.phase("check"):
+            _check_arguments(device, weights, verify=verify, sealed=sealed)
+            dtypes = check_dtypes(dtype)
+            check_memory(memory)
+            manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
+            files = stack.enter_context(open_weights(folder))
+        transfer = None
+        with clock.phase("imports"):
+            if weights == "resident":
+                opened = [file for group in files.values() for file in group]
+                with ReadAhead(opened) if "torch" not in sys.modules else nullcontext():
+                    from wanstore.building._weight_transfer import transfer_weights
+                transfer = stack.enter_context(transfer_weights(files, device, dtypes, progress, folder.name))
+            import_lean(LIBRARIES)
+            from wanstore.building._attention import check_known
+            from wanstore.loading._activate import fill, make_ready
+        stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
+        with deferred_imports():  # libraries go on importing while they build
+            models = _skeletons(folder, files, dtypes, clock)
+            origin = Origin(folder, manifest, attention, dtypes, memory)
+            if origin.attention:
+                check_known(origin.attention)
+            if transfer:  # before the tokenizer, which holds the interpreter's lock for most of a second
+                fill(models, origin, transfer, clock)
+            pipe = _assemble(folder, models, clock)
+    pipe._origin, pipe._deferred = origin, transfer is None
+    applied = make_ready(pipe, clock) if transfer else None
+    resolve_imported()
+    pipe.load_report = clock.report(str(folder), str(pipe.device), applied)
+    return pipe
+
+
+def _check_arguments(device: Any, weights: str, *, verify: bool, sealed: bool) -> None:
+    if weights not in ("resident", "deferred"):
+        raise NotSupportedError(f"Weights can't be {weights!r}", "Choose resident or deferred")
+    if weights == "deferred" and str(device or "cpu") != "cpu":
+        raise NotSupportedError("Deferred weights are on no device yet", "Name the device to activate")
+    if verify and not sealed:
+        raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
+
+
+def _check(folder: Path, *, verify: bool, sealed: bool, progress: Progress) -> Manifest | None:
+    if not folder.is_dir():
+        raise NotFoundError(f"There is no folder {folder}", "Check the path")
+    manifest = check_sealed(folder, verify=verify, progress=progress) if sealed else None
+    check_pipeline(folder)
+    return manifest
+
+
+def _skeletons(folder: Path, files: Weights, dtypes: Mapping[str, str], clock: PhaseClock) -> dict[str, Any]:
+    """Each component's model without weights; raises `DamagedError` unless `files` hold just what they need."""
+    from wanstore.building._skeleton import build_skeleton, check_classes, wanted_tensors
+
+    with clock.phase("skeleton"):
+        check_classes()
+        models = {}
+        for component, group in files.items():
+            path = folder / component
+            config, dtype = read_json(path / "config.json"), dtypes.get(component, FLOAT16)
+            models[component] = build_skeleton(component, config, str(path), dtype)
+            check_fit(folder, component, group, wanted_tensors(models[component]))
+        return models
+
+
+def _assemble(folder: Path, models: dict[str, Any], clock: PhaseClock) -> WanPipeline:
+    from wanstore.building._scheduler import load_scheduler
+    from wanstore.building._tokenizer import load_tokenizer
+    from wanstore.loading._pipeline import WanPipeline
+
+    with clock.phase("tokenizer"):
+        tokenizer = load_tokenizer(folder / "tokenizer")
+    with clock.phase("pipeline"):
+        pipe = WanPipeline(tokenizer=tokenizer, scheduler=load_scheduler(folder), **models)
+        pipe.register_to_config(_name_or_path=str(folder))
+        return pipe

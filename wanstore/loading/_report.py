@@ -1,0 +1,85 @@
+"""What a load cost, phase by phase, and what bound it."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+
+from wanstore._json import to_json
+from wanstore.transfer._record import TransferRecord
+
+
+@attrs.frozen
+class Phase:
+    """One step of a load; `size_bytes` is what it moved, 0 when it moved next to nothing.
+
+    `began_seconds` counts from the load's beginning: weights move while libraries are imported, so phases overlap.
+    """
+
+    name: str
+    seconds: float
+    size_bytes: int = 0
+    began_seconds: float = 0.0
+
+
+@attrs.frozen
+class Attention:
+    """The attention backend: which was asked for, which is used, and why they differ if they do."""
+
+    asked: str
+    used: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return f"attention {self.used}" + (f", not {self.asked}: {self.reason}" if self.reason else "")
+
+
+@attrs.frozen
+class LoadReport:
+    """Where a load's time went. `seconds` is the whole call, `size_bytes` the weight files' tensor data.
+
+    `bound_by` names what the call spent most of its time on: a phase, or what the transfer of the weights was
+    held up by where the call had to wait for it.
+    """
+
+    folder: str
+    device: str
+    seconds: float
+    size_bytes: int
+    phases: tuple[Phase, ...]
+    bound_by: str
+    transfer: TransferRecord | None = None
+    attention: Attention | None = None
+
+    def phase(self, name: str) -> Phase:
+        """The phase of that name; raises `KeyError` when the load had none."""
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """The report as a JSON document."""
+        return json.dumps(to_json(self), indent=2)
+
+    def lines(self) -> list[str]:
+        """The report as a table, one string a line: phase, when it began, seconds, GB and GB/s."""
+        rows = [*self.phases, Phase("total", self.seconds, self.size_bytes)]
+        return [
+            f"{self.folder} on {self.device}",
+            f"{'phase':<10} {'from':>8} {'seconds':>8} {'GB':>8} {'GB/s':>7}",
+            *(_row(phase) for phase in rows),
+            f"bound by {self.bound_by}",
+            *([str(self.attention)] if self.attention else []),
+        ]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def _row(phase: Phase) -> str:
+    gigabytes = phase.size_bytes / 1e9
+    rate = gigabytes / phase.seconds if phase.seconds else 0.0
+    read = f" {gigabytes:>8.3f} {rate:>7.2f}" if phase.size_bytes else ""
+    return f"{phase.name:<10} {phase.began_seconds:>8.3f} {phase.seconds:>8.3f}{read}"

@@ -1,0 +1,48 @@
+"""What a pipeline was prepared from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+
+from wanstore.building._check import check_sealed
+from wanstore.choices import MemoryMode
+from wanstore.errors import ChangedError, NotFoundError
+from wanstore.manifest import Manifest
+from wanstore.memory._plan import MemoryPlan
+
+
+@attrs.frozen
+class Origin:
+    """The folder, and how it was asked to be loaded: weights come from there later, too.
+
+    An unsealed folder has no manifest. `dtypes` are as `check_dtypes` gives them.
+    """
+
+    folder: Path
+    manifest: Manifest | None
+    asked_attention: str | None
+    dtypes: Mapping[str, str]
+    memory: MemoryMode | MemoryPlan
+
+    @property
+    def attention(self) -> str | None:
+        """The attention backend to use on a GPU: the one asked for, or the one that the manifest records."""
+        noted = self.manifest.notes.get("attention") if self.manifest else None
+        return self.asked_attention or noted
+
+    def offloads_on(self, device_type: str) -> bool:
+        """Whether components are offloaded on such a device: on a CPU only if that was asked for."""
+        return self.memory != "resident" and (self.memory != "auto" or device_type == "cuda")
+
+    def check_same(self) -> None:
+        """Raise `ChangedError`, or `NotFoundError`, unless the folder still holds what it held."""
+        if self.manifest is None:
+            return
+        again = "Load the pipeline again, and make the snapshot again if there was one"
+        if not self.folder.is_dir():
+            raise NotFoundError(f"The folder {self.folder}, which this pipeline was prepared from, is gone", again)
+        if check_sealed(self.folder, verify=False).digest != self.manifest.digest:
+            raise ChangedError(f"{self.folder} holds another pipeline than this one was prepared from", again)
