@@ -58,7 +58,8 @@ def test_a_deferred_pipeline_says_that_it_has_no_weights_yet(tiny_sealed: Path) 
     """Until it is activated; a failed activation changes nothing about it."""
     pipe = wanstore.load(tiny_sealed, weights="deferred")
     for _ in range(2):
-        for use in (lambda: pipe("a cat", **SHORT), lambda: pipe.encode_prompt("a cat")):
+        uses: list[Any] = [lambda: pipe("a cat", **SHORT), lambda: pipe.encode_prompt("a cat")]
+        for use in uses:
             with pytest.raises(NotActivatedError, match=r"no weights yet.*Call wanstore\.activate"):
                 use()
         with pytest.raises(wanstore.WanstoreError):
