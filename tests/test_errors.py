@@ -1,43 +1,73 @@
-"""What the operating system refuses, as its reader needs it."""
+"""Errors are wanstore's own, and the built-in that fits."""
 
 from __future__ import annotations
 
-import errno
-import os
+import inspect
+import pickle
 from pathlib import Path
 
 import pytest
 
-from wanstore._error_translation import lacks_memory, of_system
+import wanstore
+from wanstore import errors
+from wanstore.errors import (
+    AccessError,
+    AlreadyExistsError,
+    DeviceMemoryError,
+    DiskFullError,
+    InvalidNameError,
+    InvalidSettingError,
+    NotFoundError,
+    NotSupportedError,
+    UnreachableError,
+    WanstoreError,
+)
+from wanstore.generation import check_place
 
-
-@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EBUSY])
-def test_a_refusal_names_the_path_and_a_next_step(number: int) -> None:
-    """Of the error or of who asked; never by its number."""
-    error = OSError(number, os.strerror(number), "of/the/error")
-    for told, place in ((of_system(error), "of/the/error"), (of_system(error, Path("asked/for")), "asked/for")):
-        assert told.what == f"{place}: {os.strerror(number)}" and told.next_step
-        assert "Errno" not in str(told)
-
-
-def test_a_refusal_without_number_or_path_says_what_it_says() -> None:
-    """Libraries raise such, too."""
-    assert str(of_system(OSError("the hub hung up.\nmore"))).startswith("the hub hung up. ")
-    assert of_system(OSError(errno.ENOSPC, "no room")).what == os.strerror(errno.ENOSPC)
+EVERY = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, WanstoreError)]
 
 
 @pytest.mark.parametrize(
-    ("error", "lacking"),
+    ("ours", "built_in"),
     [
-        (MemoryError(), True),
-        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5 bytes."), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("std::bad_alloc"), True),
-        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
-        (ValueError("out of memory"), False),
+        (NotFoundError, FileNotFoundError),
+        (AlreadyExistsError, FileExistsError),
+        (AccessError, PermissionError),
+        (UnreachableError, ConnectionError),
+        (DiskFullError, OSError),
+        (InvalidNameError, ValueError),
+        (InvalidSettingError, ValueError),
+        (NotSupportedError, ValueError),
+        (DeviceMemoryError, MemoryError),
     ],
 )
-def test_lack_of_memory_is_told_from_other_errors(error: BaseException, lacking: bool) -> None:
-    """By what torch says, which has no class of its own for most."""
-    assert lacks_memory(error) is lacking
+def test_code_that_does_not_know_wanstore_can_catch_it(ours: type[WanstoreError], built_in: type[Exception]) -> None:
+    """By the built-in, with the message that wanstore gives it."""
+    with pytest.raises(built_in) as caught:
+        raise ours("There is no pipeline 'w'", "Run setup")
+    assert str(caught.value) == "There is no pipeline 'w'. Run setup."
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_an_error_is_the_same_after_a_trip_to_another_process(kind: type[WanstoreError]) -> None:
+    """What happened, the next step, and whether work can be resumed."""
+    before = kind("The disk is full", "Free some space")
+    after = pickle.loads(pickle.dumps(before))
+    assert type(after) is kind
+    assert (str(after), after.what, after.next_step) == (str(before), before.what, before.next_step)
+    assert after.resumable == before.resumable
+
+
+def test_a_missing_pipeline_is_a_file_that_is_not_found(tmp_path: Path) -> None:
+    """Through the public functions."""
+    with pytest.raises(FileNotFoundError):
+        wanstore.load("nobody", store=tmp_path)
+    with pytest.raises(ValueError, match="cannot name a pipeline"):
+        wanstore.load("../x", store=tmp_path)
+
+
+def test_an_error_that_is_an_os_error_too_is_not_taken_for_the_systems(tmp_path: Path) -> None:
+    """Where errors of the operating system are translated, ours keep their kind."""
+    (tmp_path / "clip.mp4").mkdir()
+    with pytest.raises(AlreadyExistsError):
+        check_place(tmp_path / "clip.mp4")

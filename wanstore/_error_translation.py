@@ -64,6 +64,8 @@ def plain_os_errors(where: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write below `where` into errors with a next step."""
     try:
         yield
+    except WanstoreError:
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
@@ -82,7 +84,7 @@ def plain_memory_errors(clip: ClipSize) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
+        if isinstance(error, WanstoreError) or not lacks_memory(error):
             raise
         raise DeviceMemoryError(
             f"{clip} takes more memory than is free ({first_line(error)})",

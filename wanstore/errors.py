@@ -1,17 +1,24 @@
 """What can go wrong, as one base class and a few meanings.
 
-Every error says what happened and, as `next_step`, what to do about it; the command line prints both on
-one line and exits with status 1. Errors whose `resumable` is true leave finished work behind: running the
-same command again goes on from there.
+Every error says what happened and, as `next_step`, what to do about it. The command line prints both on one line and
+exits with status 1. An error whose `resumable` is true leaves finished work behind: running the same command again
+resumes it.
+
+Most errors are also the built-in that fits, so that code that knows nothing of wanstore can catch them.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class WanstoreError(Exception):
     """Base of every error that wanstore raises on purpose.
 
-    `what` is one sentence on what happened; `next_step` one on what to do about it.
+    Attributes:
+        what: one sentence that says what happened, and where.
+        next_step: one sentence that says what to do about it; may be empty.
+        resumable: whether running the same command again resumes finished work.
     """
 
     resumable = False
@@ -21,20 +28,24 @@ class WanstoreError(Exception):
         self.what = what
         self.next_step = next_step
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as it was raised: by what happened and the next step, not by the message made of them."""
+        return type(self), (self.what, self.next_step)
 
-class NotFoundError(WanstoreError):
+
+class NotFoundError(WanstoreError, FileNotFoundError):
     """There is no such pipeline, folder, repo, revision or preset."""
 
 
-class AlreadyExistsError(WanstoreError):
-    """The store already holds a pipeline of that name."""
+class AlreadyExistsError(WanstoreError, FileExistsError):
+    """The store already holds a pipeline of that name, or a file is in the way."""
 
 
 class BusyError(WanstoreError):
-    """Another live run is writing the same pipeline."""
+    """Another running process is writing the same pipeline."""
 
 
-class InvalidNameError(WanstoreError):
+class InvalidNameError(WanstoreError, ValueError):
     """The name or address cannot be used: it could leave the store, or hide in it."""
 
 
@@ -43,48 +54,48 @@ class DamagedError(WanstoreError):
 
 
 class SourceError(WanstoreError):
-    """The source cannot be converted as it stands: a file is missing, malformed, or of the wrong kind."""
+    """The source cannot be converted as it is: a file is missing, malformed, or of the wrong kind."""
 
 
 class ConversionRefusedError(SourceError):
     """Values would not survive float16: overflows beyond 65504, NaN or Inf."""
 
 
-class AccessError(WanstoreError):
-    """The other side refused us: gated repo, wrong token, missing permission."""
+class AccessError(WanstoreError, PermissionError):
+    """Access was refused: a gated repo, a wrong token, a missing permission."""
 
 
-class UnreachableError(WanstoreError):
+class UnreachableError(WanstoreError, ConnectionError):
     """The other side did not answer, or not in time, after every retry."""
 
     resumable = True
 
 
-class DiskFullError(WanstoreError):
-    """There is no room to write; nothing half-written was published."""
+class DiskFullError(WanstoreError, OSError):
+    """The disk is full; nothing half-written was published."""
 
     resumable = True
 
 
-class InvalidSettingError(WanstoreError):
+class InvalidSettingError(WanstoreError, ValueError):
     """A file of presets or prices holds a key, type or value that cannot be used; `what` names all three."""
 
 
-class NotSupportedError(WanstoreError):
-    """This build, file system or installation cannot do that: an extra or a newer version may."""
+class NotSupportedError(WanstoreError, ValueError):
+    """This build, file system or installation cannot do that, or an argument asks for what there is not."""
 
 
 class NotActivatedError(WanstoreError):
-    """The pipeline was loaded with deferred weights, and `activate` was not called yet."""
+    """The pipeline was loaded with deferred weights, and `wanstore.activate` was not called yet."""
 
 
 class ChangedError(WanstoreError):
-    """The store no longer holds what the pipeline was prepared from, or it was replaced in mid-load."""
+    """The store no longer holds what the pipeline was prepared from, or it was replaced during the load."""
 
 
 class DeviceError(WanstoreError):
     """The device has too little memory, failed, or is gone."""
 
 
-class DeviceMemoryError(DeviceError):
+class DeviceMemoryError(DeviceError, MemoryError):
     """The device has too little memory."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanstore._error_translation import of_system
-from wanstore.errors import AlreadyExistsError
+from wanstore.errors import AlreadyExistsError, WanstoreError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.presets import FRAMES_PER_SECOND, Preset
 
@@ -115,5 +115,7 @@ def _draft_of(path: Path) -> Iterator[Path]:
             yield draft
         finally:
             draft.unlink(missing_ok=True)
+    except WanstoreError:
+        raise
     except OSError as error:
         raise of_system(error, path) from error

@@ -20,7 +20,7 @@ from wanstore.benchmarking.measure._nvml import driver_version
 from wanstore.benchmarking.measure._reference_clips import open_clip, save_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.benchmarking.rows import BenchmarkRow, Quality, Round
-from wanstore.errors import DeviceError, DeviceMemoryError
+from wanstore.errors import DeviceError, DeviceMemoryError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.memory._estimate import GIB
 from wanstore.presets import Preset
@@ -66,6 +66,8 @@ class PipelineBenchmarker(Benchmarker):
                 return self._measure(preset, watch, progress)
             except DeviceError as error:  # such as that there is no plan
                 return attrs.evolve(row_of(preset, error), memory=watch.peaks())
+            except WanstoreError:
+                raise
             except (RuntimeError, ValueError, MemoryError) as error:
                 return self._with_plan(attrs.evolve(row_of(preset, error), memory=watch.peaks()), watch)
 

@@ -44,6 +44,8 @@ def plain_modal_errors() -> Iterator[None]:
 
     try:
         yield
+    except WanstoreError:
+        raise
     except modals.NotFoundError as error:
         raise FileNotFoundError(str(error)) from error
     except (modals.AuthError, modals.PermissionDeniedError) as error:
@@ -133,12 +135,15 @@ class RemoteVolume:
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders in `folder`."""
-        return sorted(entry.path.rpartition("/")[2] for entry in self._entries(folder) if entry.type == _DIRECTORY)
+        return sorted(
+            entry.path.rpartition("/")[2] for entry in _entries(self._volume(), folder) if entry.type == _DIRECTORY
+        )
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Every file below `folder`, by its path relative to it; empty when there is none. A link counts as -1."""
+        volume = self._volume()
         try:
-            entries = self._entries(folder, recursive=True)
+            entries = _entries(volume, folder, recursive=True)
         except FileNotFoundError:
             return {}
         start = len(folder.strip("/")) + 1 if folder.strip("/") else 0
@@ -150,15 +155,12 @@ class RemoteVolume:
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder at `path`."""
+        volume = self._volume()
         try:
-            self._entries(path)
+            _entries(volume, path)
         except FileNotFoundError:
             return False
         return True
-
-    def _entries(self, path: str, recursive: bool = False) -> list[Any]:
-        volume = self._volume()
-        return retrying(lambda: volume.listdir(path or "/", recursive=recursive))
 
     def read(self, path: str) -> bytes:
         """A small file's bytes."""
@@ -207,3 +209,7 @@ class RemoteVolume:
             retrying(lambda: volume.remove_file(path, recursive=True))
         except FileNotFoundError:
             return
+
+
+def _entries(volume: modal.Volume, path: str, *, recursive: bool = False) -> list[Any]:
+    return retrying(lambda: volume.listdir(path or "/", recursive=recursive))

@@ -55,6 +55,8 @@ class RemoteStore(WeightStore):
         places = self._places(name)
         try:
             data = self._volume.read(places.manifest)
+        except NotFoundError:  # the Volume itself
+            raise
         except FileNotFoundError:
             raise self._missing(name) from None
         return attrs.evolve(parse_manifest(data, f"{self._url}/{name}/{MANIFEST_NAME}"), name=name)
