@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wanstore.errors import AccessError, DeviceMemoryError, DiskFullError, WanstoreError
-from wanstore.presets import ClipSize
+from wanstore.errors import AccessError, DiskFullError, WanstoreError
 
 
 def first_line(error: BaseException) -> str:
@@ -76,17 +75,3 @@ def plain_os_errors(where: Path) -> Iterator[None]:
                 f"{error.filename or where} cannot be written ({error.strerror})", "Choose a folder that you may write"
             ) from error
         raise
-
-
-@contextmanager
-def plain_memory_errors(clip: ClipSize) -> Iterator[None]:
-    """Turn what Python and torch raise when memory does not suffice for a clip into `DeviceMemoryError`."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, WanstoreError) or not lacks_memory(error):
-            raise
-        raise DeviceMemoryError(
-            f"{clip} takes more memory than is free ({first_line(error)})",
-            "Free some of it, make the clip smaller, or take a larger machine",
-        ) from error

@@ -21,7 +21,6 @@ from wanstore.choices import AttentionBackend, ComponentName, DtypeName, MemoryM
 from wanstore.errors import NotSupportedError, WanstoreError
 from wanstore.interfaces import Converter, Progress, Quiet, WeightStore
 from wanstore.manifest import Manifest
-from wanstore.presets import PRESETS, Preset, preset_named
 from wanstore.stores import open_store
 from wanstore.stores._names import check_name, split_address
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.loading._pipeline import WanPipeline
     from wanstore.memory import MemoryPlan
+    from wanstore.presets import Preset
 
 _MADE_WITH = ("wanstore", "torch", "safetensors", "huggingface_hub", "numpy")
 
@@ -342,6 +342,8 @@ def _stored_folder(address: str | Path, store: WeightStore | str | Path | None) 
 
 
 def _presets(wanted: Sequence[Preset | str] | None) -> list[Preset]:
+    from wanstore.presets import PRESETS, preset_named
+
     chosen = PRESETS.values() if wanted is None else wanted
     return [preset_named(preset) if isinstance(preset, str) else preset for preset in chosen]
 

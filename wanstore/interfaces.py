@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from wanstore._safetensors_format import Layout, Tensor
-from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
-from wanstore.presets import Preset
+if TYPE_CHECKING:  # what the types below are made of: importing the interfaces stays light
+    from wanstore._safetensors_format import Layout, Tensor
+    from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
+    from wanstore.presets import Preset
 
 
 class Progress(Protocol):

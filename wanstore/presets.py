@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import attrs
@@ -98,12 +97,7 @@ def _preset(name: str, table: object, given: Preset | None, path: Path) -> Prese
         raise InvalidSettingError(f"{where}: {error}", "Correct the file") from error
 
 
-def _of_the_package() -> dict[str, Preset]:
-    with as_file(files(__package__).joinpath("presets.toml")) as path:
-        return _read(path, {})
-
-
-PRESETS: dict[str, Preset] = _of_the_package()
+PRESETS: dict[str, Preset] = _read(Path(__file__).with_name("presets.toml"), {})
 """The four presets of production, by name, cheapest first."""
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,7 @@ def load_prices(path: Path | None) -> Prices:
     Prices of one's own need a `date` and a `source`. Raises `NotFoundError` when there is no such file, and
     `InvalidSettingError`, which names file, table and key.
     """
-    with as_file(files(__package__).joinpath("prices.toml")) as own:
-        tables = read_toml(own)
+    tables = read_toml(Path(__file__).with_name("prices.toml"))
     if path is not None:
         tables = _merged(tables, read_toml(path), path)
     return Prices(

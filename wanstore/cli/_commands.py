@@ -10,7 +10,7 @@ import click
 
 import wanstore
 from wanstore.cli._bench import bench
-from wanstore.cli._faults import Commands
+from wanstore.cli._faults import Commands, plain_memory_errors
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
@@ -175,7 +175,6 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
              dtype: Any, memory: Any, verify: bool, out: Path, as_json: bool, preset: Preset,
              **size: Any) -> None:  # fmt: skip
     """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
-    from wanstore._error_translation import plain_memory_errors
     from wanstore.api import load
     from wanstore.cli._terminal import TerminalProgress
     from wanstore.generation import check_place, write_clip

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanstore._error_translation import of_system
-from wanstore.errors import WanstoreError
+from wanstore._error_translation import first_line, lacks_memory, of_system
+from wanstore.errors import DeviceMemoryError, WanstoreError
+
+if TYPE_CHECKING:
+    from wanstore.presets import ClipSize
 
 _GO_ON = ("setup", "bench")
 """The commands that find what an earlier run of theirs has done."""
@@ -78,3 +81,17 @@ def _interrupts_noted() -> Iterator[list[int]]:
         yield noted
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def plain_memory_errors(clip: ClipSize) -> Iterator[None]:
+    """Turn what Python and torch raise when memory does not suffice for a clip into `DeviceMemoryError`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, WanstoreError) or not lacks_memory(error):
+            raise
+        raise DeviceMemoryError(
+            f"{clip} takes more memory than is free ({first_line(error)})",
+            "Free some of it, make the clip smaller, or take a larger machine",
+        ) from error

@@ -13,6 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
+from wanstore.lean_imports import _proxies
 from wanstore.lean_imports._deferred_names import ATTENTION, IMPORTERS, MODULES, make_proxies
 from wanstore.lean_imports._dynamo import dynamo_deferred
 from wanstore.lean_imports._proxies import after_import, find_proxies, importing_proxies, replaced, resolve
@@ -75,10 +76,7 @@ def deferred_imports() -> Iterator[None]:
 
 def resolve_imported() -> None:
     """Replace each proxy in a library's namespace whose real thing has been imported since it was bound."""
-    for namespace, bound, proxy in find_proxies(IMPORTERS):
-        real = proxy.imported()
-        if real is not None:
-            namespace[bound] = real
+    _proxies.resolve_imported(IMPORTERS)
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from importlib.util import find_spec, resolve_name
 from types import ModuleType
 from typing import Any
 
+_STOOD_FOR: set[str] = set()
+"""Modules that proxies have been made for, and that were not imported when somebody last looked."""
+
 
 class NameProxy:
     """Stands for a function, class or mapping of a module: whatever is done with it is done with the real one.
@@ -134,6 +137,8 @@ def importing_proxies(
             absolute = resolve_name("." * level + name, package)
             if absolute in modules or absolute in names:
                 found = proxy_for(absolute, fromlist or ())
+                if found:
+                    _STOOD_FOR.add(absolute)
         return found or plain_import(name, globals, locals, fromlist or (), level)
 
     with replaced(builtins, __import__=importing):
@@ -152,6 +157,18 @@ def find_proxies(importers: Collection[str], *packages: str) -> list[tuple[dict[
         for bound, value in list(vars(module).items())
         if isinstance(value, NameProxy | ModuleProxy) and (not packages or value.package in packages)
     ]
+
+
+def resolve_imported(importers: Collection[str]) -> None:
+    """Replace each proxy whose real thing has been imported since it was bound."""
+    imported = {module for module in _STOOD_FOR if module in sys.modules}
+    if not imported:  # then there is no need to look through hundreds of modules
+        return
+    for namespace, bound, proxy in find_proxies(importers):
+        real = proxy.imported()
+        if real is not None:
+            namespace[bound] = real
+    _STOOD_FOR.difference_update(imported)
 
 
 def resolve(importers: Collection[str], *packages: str) -> None:
