@@ -41,7 +41,7 @@ def draw(found: dict[str, Any], target: Path) -> None:
             len(shown), figsize=(7.6, 0.31 * sum(counts) + 0.62 * len(shown)), height_ratios=counts,
             squeeze=False, layout="constrained",
         )  # fmt: skip
-        figure.get_layout_engine().set(h_pad=0.1)
+        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.25)  # a reader's fonts may be wider
         for ax, (title, (bars, line)) in zip(axes[:, 0], shown.items(), strict=True):
             _panel(ax, title, bars, line)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _panel(ax: Axes, title: str, bars: Bars, ceiling: float | None) -> None:
         )  # fmt: skip
     ax.set_title(title, loc="left", fontsize=11, weight="bold", color=TEXT_COLOR, pad=16 if ceiling else 5)
     ax.set_ylim(-0.5, len(bars) - 0.5)
-    ax.set_xlim(0, max(seconds) * 1.12)
+    ax.set_xlim(0, max(seconds) * 1.15)
     ax.invert_yaxis()
     ax.tick_params(left=False, bottom=False, labelbottom=False, labelcolor=TEXT_COLOR)
     ax.spines[:].set_visible(False)

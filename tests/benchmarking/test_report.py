@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarking.reports import clip, failed, report, row
+from wanstore.benchmarking.compare import compare
 from wanstore.benchmarking.report import SCHEMA_VERSION, BenchmarkReport
 from wanstore.benchmarking.rows import MemoryPeaks, Quality, phase_seconds
 from wanstore.errors import DamagedError, NotSupportedError
@@ -72,6 +73,19 @@ def test_a_report_from_before_there_were_plans_is_read(field: str) -> None:
     """All parts stayed then."""
     assert not getattr(BenchmarkReport.from_json(without("rows", 0, field)).rows[0], field)
     assert BenchmarkReport.from_json(without("environment", "memory")).environment.memory == ""
+
+
+def test_a_report_with_the_names_of_earlier_versions_is_read_with_todays() -> None:
+    """Stages were what phases are, and streamed what offloaded is; compared with today's it is the same run."""
+    document = json.loads(FULL.to_json())
+    row = document["rows"][0]
+    row["stage_peaks_gib"] = {"text": row.pop("phase_peaks_gib")["text_encoding"]}
+    row["predicted_gib"] = {"text": row["predicted_gib"]["text_encoding"]}
+    row["memory_plan"] = "text_encoder streamed"
+    document["environment"]["memory"] = "streamed"
+    read = BenchmarkReport.from_json(json.dumps(document))
+    assert read == FULL
+    assert compare(read, FULL).regressions == ()
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,16 @@ def test_charts_are_svg_beside_the_page(tmp_path: Path) -> None:
     assert links == ["assets/benchmarks/time.svg", "assets/benchmarks/memory.svg"]
     time, memory = (said(tmp_path / "docs" / link) for link in links)
     assert {"480p/3s", "480p/5s", "720p/5s", "720p/10s", "out of memory", "denoising", "decoding"} <= time
-    assert {"held to 22", "the device: 80.0", "safe: 80%", "10.0 GiB", "out of memory"} <= memory
+    assert {"10.0 GiB", "out of memory"} <= memory
+    assert "peak memory, GiB (beyond the axis: safe up to 17.6, held to 22, the device's 80.0)" in memory
+
+
+@needs_matplotlib
+def test_the_memory_chart_fits_its_bars_and_draws_the_limits_that_are_near(tmp_path: Path) -> None:
+    """Lines within reach of the bars are drawn, the others are named below the axis."""
+    written(attrs.evolve(FULL, environment=report(memory_cap_gib=14.0).environment), tmp_path)
+    memory = said(tmp_path / "docs/assets/benchmarks/memory.svg")
+    assert {"safe up to 11.2", "held to 14", "peak memory, GiB (beyond the axis: the device's 80.0)"} <= memory
 
 
 @needs_matplotlib

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wanstore.benchmarking.report import BenchmarkReport
 from wanstore.benchmarking.rows import PHASES, BenchmarkRow, phase_seconds
@@ -49,7 +49,7 @@ def _draw_time(report: BenchmarkReport, target: Path) -> None:
                 ax.barh(place, seconds[phase], left=end, height=0.62, color=COLORS[phase])
                 end += seconds[phase]
         ax.annotate(text, (end, place), (5, 0), textcoords="offset points", va="center", color=TEXT_COLOR)
-    ax.set_xlim(0, ax.get_xlim()[1] * 1.3)  # room for what stands beside the longest bar
+    ax.set_xlim(0, ax.get_xlim()[1] * 1.4)  # for the text beside the longest bar
     _finish(figure, ax, "seconds a clip, by phase", {phase: COLORS[phase] for phase in PHASES}, target)
 
 
@@ -60,13 +60,21 @@ def _draw_memory(report: BenchmarkReport, target: Path) -> None:
             ax.barh(place, row.memory.device_gib or 0.0, height=0.62, color=COLORS["text encoding"], alpha=0.5)
             ax.barh(place, row.memory.allocated_gib, height=0.62, color=COLORS["denoising"])
     device, cap = report.environment.memory_gib, report.environment.memory_cap_gib
-    _limit(ax, device, f"the device: {device:.1f}", "right")
-    if cap is not None:
-        _limit(ax, cap, f"held to {cap:g}", "left")
-    _limit(ax, MEMORY_SHARE * (device if cap is None else cap), f"safe: {MEMORY_SHARE:.0%}", "right", dashed=True)
-    ax.set_xlim(0, ax.get_xlim()[1])
+    total = device if cap is None else cap
+    safe = MEMORY_SHARE * total
+    limits = [(safe, f"safe up to {safe:.1f}", "right", True)]
+    limits += [] if cap is None else [(cap, f"held to {cap:g}", "left", False)]
+    limits.append((device, f"the device's {device:.1f}", "right" if cap is None else "left", False))
+    # The axis fits the bars: a limit far beyond them is named below it instead of stretching it.
+    end = 1.25 * max(max(row.memory.allocated_gib, row.memory.device_gib or 0.0) for row in report.rows if row.memory)
+    for gib, text, side, dashed in limits:
+        if gib <= end:
+            _limit(ax, gib, text, side, dashed=dashed)
+    ax.set_xlim(0, end)
+    beyond = ", ".join(text for gib, text, _, _ in limits if gib > end)
     keys = {"handed out by torch": COLORS["denoising"], "in use on the device": COLORS["text encoding"]}
-    _finish(figure, ax, "peak memory, GiB", keys, target)
+    label = f"peak memory, GiB (beyond the axis: {beyond})" if beyond else "peak memory, GiB"
+    _finish(figure, ax, label, keys, target)
 
 
 def _peak(row: BenchmarkRow) -> str:
@@ -80,6 +88,8 @@ def _canvas(names: list[str]) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.6, 0.45 * len(names) + 1.3), layout="constrained")
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.25)  # a reader's fonts may be wider than those that the layout is made with
     FigureCanvasSVG(figure)
     ax = figure.subplots()
     ax.set_yticks(range(len(names)), names)
