@@ -96,9 +96,11 @@ def test_readme_shows_both_first_commands() -> None:
 
 
 def test_links_between_the_repository_pages_lead_somewhere() -> None:
-    """A relative link in README or CONTRIBUTING names a file that is there."""
+    """A link in README or CONTRIBUTING names a file that is there, also one by the repository's address."""
     for page in PAGES[:2]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (ROOT / target).exists(), f"{page.name} links to {target}"
+        for target in re.findall(r"https://github\.com/wanstore/wanstore/blob/main/([^)#\s]+)", page.read_text()):
             assert (ROOT / target).exists(), f"{page.name} links to {target}"
 
 
