@@ -22,7 +22,7 @@ retry = for attempt in 1 2 3; do \
 	done; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs bench bench-loading bench-memory bench-presets clean
+.PHONY: help venv demo test lint format docs wheel bench bench-loading bench-memory bench-presets clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ format: venv ## Format, and fix what ruff can fix
 
 docs: venv ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: venv ## Build the wheel into build/wheel/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 
 bench: venv ## Conversion against its peers (minutes, about 25 GB of disk)
 	$(BIN)/python benchmarks/conversion.py $(BENCH_FOLDER)
