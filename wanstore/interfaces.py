@@ -1,7 +1,7 @@
-"""The three abstract interfaces of wanstore, and the small types that they speak in.
+"""The three abstract interfaces of wanstore: `WeightStore`, `Converter` and `Benchmarker`, and the types that they use.
 
-A backend author subclasses one of them, registers it as an entry point (`wanstore.stores`, where the name is
-the URL scheme, or `wanstore.converters`), and proves it with the suites in `wanstore.testing`.
+To add a backend, subclass one of them and register it as an entry point: in `wanstore.stores`, where the name is the
+URL scheme, or in `wanstore.converters`. Then prove it with the conformance suite in `wanstore.testing`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:  # what the types below are made of: importing the interfaces 
 
 
 class Progress(Protocol):
-    """Hears how long work gets on. Calls may come from any thread."""
+    """Receives progress updates. Calls may come from any thread."""
 
     def start(self, task: str, total: int, unit: str = "bytes") -> None:
-        """A task of `total` units begins; a task that is already known begins anew."""
+        """A task of `total` units begins. A task that is already known starts over."""
 
     def advance(self, task: str, amount: int) -> None:
-        """`amount` more units of it are done; negative when work has to be done again."""
+        """`amount` more units are done. It is negative when work has to be done again."""
 
     def finish(self, task: str) -> None:
-        """The task is over."""
+        """The task is done."""
 
     def message(self, text: str) -> None:
-        """Something worth a line: a retry, a resumed run."""
+        """Something worth a line, such as a retry or a resumed run."""
 
 
 class Quiet:
-    """A `Progress` that says nothing."""
+    """A `Progress` that ignores every update."""
 
     def start(self, task: str, total: int, unit: str = "bytes") -> None: ...
     def advance(self, task: str, amount: int) -> None: ...
@@ -47,7 +47,17 @@ class Quiet:
 
 @attrs.frozen
 class VerifyReport:
-    """What re-hashing a pipeline found. The three tuples name files, relative to the folder."""
+    """What hashing a pipeline again found.
+
+    Attributes:
+        name: the pipeline.
+        files: how many files the manifest lists.
+        size_bytes: their size.
+        seconds: how long it took.
+        damaged: files whose size or hash differs, relative to the folder.
+        missing: files that the manifest lists and the folder lacks.
+        extra: files that the manifest does not list.
+    """
 
     name: str
     files: int
@@ -59,11 +69,12 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
+        """Whether the pipeline is whole."""
         return not (self.damaged or self.missing or self.extra)
 
 
 class Stage(Protocol):
-    """A place in a store that no reader sees, to write a pipeline folder in."""
+    """A staging area: a place in a store that no reader sees, where a pipeline folder is written."""
 
     @property
     def path(self) -> Path:
@@ -71,20 +82,24 @@ class Stage(Protocol):
 
     @property
     def scratch(self) -> Path:
-        """A folder beside it for what may be dropped; gone after `seal`."""
+        """A folder beside it for temporary files. `seal` removes it."""
 
     def seal(self, manifest: Manifest) -> None:
-        """Write the manifest and publish the folder whole, in one step.
+        """Write the manifest, and publish the folder whole in one step.
 
-        Raises `AlreadyExistsError` when the name was taken meanwhile and the stage does not replace.
+        Raises `AlreadyExistsError` if the name was taken meanwhile and the staging area was not opened to replace.
         """
 
     def discard(self) -> None:
-        """Drop all that was written, resumable or not."""
+        """Delete everything that was written, resumable or not."""
 
 
 class WeightStore(ABC):
-    """A place that holds named pipeline folders. A name that is not there raises `NotFoundError`."""
+    """A place that holds named pipeline folders.
+
+    Every method that takes a name raises `NotFoundError` if there is no such pipeline, and `InvalidNameError` if it
+    cannot be a name.
+    """
 
     @property
     @abstractmethod
@@ -93,66 +108,79 @@ class WeightStore(ABC):
 
     @abstractmethod
     def list(self) -> list[Manifest]:
-        """The sealed pipelines, by name. Nothing unsealed, half-written or foreign is in it."""
+        """The sealed pipelines, sorted by name. Folders that are unsealed, incomplete or foreign are left out."""
 
     @abstractmethod
     def manifest(self, name: str) -> Manifest:
-        """The manifest of `name`. Raises `DamagedError` when it cannot be read."""
+        """The manifest of `name`. Raises `DamagedError` if it cannot be read."""
 
     @abstractmethod
     def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> AbstractContextManager[Stage]:
-        """A place to write the pipeline `name`; `stage.seal(manifest)` publishes it.
+        """Open a staging area for the pipeline `name`; `seal` publishes it.
 
-        Leaving the block unsealed discards what was written. With a `resume` key the work is kept instead
-        when the block is left by an error, or its process dies, and the next stage of the same name and key
-        finds it in place. Raises `AlreadyExistsError` when `name` is taken and not `replace`, `BusyError`
-        when another live run stages it.
+        Leaving the block without sealing discards what was written. With a `resume` key, the work is kept if the block
+        is left by an error or the process dies. The next call with the same name and key finds it.
+
+        Raises `AlreadyExistsError` if `name` is taken and not `replace`, and `BusyError` if another running process
+        has a staging area of that name.
         """
 
     @abstractmethod
     def local_path(self, name: str) -> Path:
-        """A readable folder with the pipeline `name`; a remote store fetches it first."""
+        """A readable folder with the pipeline `name`. A remote store downloads it first."""
 
     @abstractmethod
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
-        """Hash every file again, and name each that is damaged, missing or extra."""
+        """Hash every file again, and name each one that is damaged, missing or extra."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove the pipeline `name`, damaged or not. A reader sees all of it or nothing of it."""
+        """Delete the pipeline `name`, damaged or not. A reader sees all of it or nothing of it."""
 
     def sweep(self) -> None:
-        """Drop what dead runs left behind; what live runs are writing stays. Nothing to do by default."""
+        """Delete what dead processes left behind, and leave alone what running ones write. Optional."""
 
 
 class Source(ABC):
-    """Published weights at one fixed state. Nothing large moves before `fetch`."""
+    """Published weights in one fixed state. Nothing large is transferred before `fetch`.
+
+    Attributes:
+        record: where the weights come from, as the manifest records it.
+        files: the size in bytes of every file, by its relative path.
+    """
 
     record: SourceRecord
     files: dict[str, int]
-    """Every file of the source: its relative path, and its size in bytes."""
 
     @abstractmethod
     def head(self, path: str, size: int) -> bytes:
-        """The first `size` bytes of a file; fewer only when the file is shorter. Raises `SourceError`."""
+        """The first `size` bytes of a file, fewer only if the file is shorter. Raises `SourceError`."""
 
     @abstractmethod
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:
-        """A local file with the whole, checked content; downloads go below the folder `into`, resumably.
+        """Return a local file with the whole, checked content. A download goes below the folder `into`, and can resume.
 
-        `progress` hears a task named `path`. Safe to call from several threads, for different paths.
+        `progress` receives a task named `path`. Several threads may fetch different paths at once.
         """
 
     def release(self, path: str, fetched: Path) -> None:
-        """The fetched file is no longer needed. A copy made by `fetch` is deleted, an original is not."""
+        """The fetched file is no longer needed: delete it if it is a copy made by `fetch`, but not an original."""
 
     def stop(self) -> None:
-        """Make fetches that are under way in other threads end soon, with an error; what they have stays."""
+        """Make fetches in other threads end soon, with an error. They keep what they have downloaded."""
 
 
 @attrs.frozen
 class OutputShard:
-    """One file to write: `layout` says where each tensor goes, `reads` where each comes from in `source_path`."""
+    """One weight file to write.
+
+    Attributes:
+        component: the component that it belongs to.
+        path: where it goes, relative to the pipeline folder.
+        source_path: the source file that it is made from.
+        reads: the tensors to read from `source_path`, in the order of `layout`.
+        layout: where each tensor goes in the new file, and its header.
+    """
 
     component: str
     path: str
@@ -163,9 +191,15 @@ class OutputShard:
 
 @attrs.frozen
 class ConversionPlan:
-    """All that a conversion writes: converted shards, small files copied, and indexes made anew.
+    """Everything that a conversion will write.
 
-    `source_indexes` are read in planning and not copied: only a kept source needs them.
+    Attributes:
+        source: what is converted.
+        shards: the weight files to write.
+        copies: small files that are copied unchanged.
+        indexes: indexes of the new shards, by path.
+        source_indexes: indexes of the source, which only a kept source needs.
+        configs: each component's config.json.
     """
 
     source: Source
@@ -177,6 +211,7 @@ class ConversionPlan:
 
     @property
     def record(self) -> SourceRecord:
+        """Where the weights come from."""
         return self.source.record
 
     @property
@@ -191,11 +226,12 @@ class ConversionPlan:
 
     @property
     def source_paths(self) -> tuple[str, ...]:
+        """The source files that hold weights, each once."""
         return tuple(dict.fromkeys(shard.source_path for shard in self.shards))
 
     @property
     def peak_bytes(self) -> int:
-        """Most disk space used at once, if the source has to be downloaded: the output and two source shards."""
+        """The most disk space in use at once if the source has to be downloaded: the output and two source shards."""
         two = sorted((self.source.files[path] for path in self.source_paths), reverse=True)[:2]
         return self.stored_bytes + sum(two) + sum(self.source.files[path] for path in self.copies)
 
@@ -209,33 +245,38 @@ class Converted:
 
 
 class Converter(ABC):
-    """Turns published weights into a stored pipeline folder."""
+    """Turns published weights into a stored pipeline folder.
+
+    Attributes:
+        name: the name that the manifest records.
+        version: raise it whenever the bytes that are written change. It is part of the recipe.
+    """
 
     name: str
     version: int
 
     @property
     def options(self) -> dict[str, str]:
-        """The options that change what is written: with the source and `version` they make the recipe."""
+        """The options that change what is written. With the source and `version` they make the recipe."""
         return {}
 
     @abstractmethod
     def plan(self, source: Source) -> ConversionPlan:
-        """Read headers only; say what will be written. Raises `SourceError` for all that is wrong by then."""
+        """Read headers only, and return what will be written. Raises `SourceError` for every fault that they show."""
 
     @abstractmethod
     def convert(
         self, plan: ConversionPlan, target: Path, *, scratch: Path | None = None, progress: Progress | None = None
     ) -> Converted:
-        """Write the planned folder into `target`; the result names every file with its hash, taken in passing.
+        """Write the planned folder into `target`, and return every file with the hash that was computed while writing.
 
-        With a `scratch` folder that outlives an interruption, an equal plan goes on where the last call
-        stopped. Raises `ConversionRefusedError` when values would not survive.
+        With a `scratch` folder that outlives an interruption, a call with an equal plan resumes where the last one
+        stopped. Raises `ConversionRefusedError` if values would not survive.
         """
 
 
 class Report(Protocol):
-    """What a benchmark found; `wanstore.benchmarking.report.BenchmarkReport` is wanstore's own."""
+    """What a benchmark found. `wanstore.benchmarking.report.BenchmarkReport` is one."""
 
     @property
     def safe_preset(self) -> str | None:
@@ -250,4 +291,4 @@ class Benchmarker(ABC):
 
     @abstractmethod
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> Report:
-        """Run each preset; a preset that fails is a row of the report, not an error."""
+        """Measure each preset. A preset that fails is a row of the report, not an error."""

@@ -207,14 +207,14 @@ INTERRUPT = "os.kill(os.getpid(), signal.SIGINT)"
 @pytest.mark.parametrize(
     ("command", "interrupt", "then"),
     [
-        ("setup", INTERRUPT, "it goes on where it stopped"),
-        ("setup", f"exec({INTERRUPT!r}, globals())", "it goes on where it stopped"),  # Python has an eye on such
+        ("setup", INTERRUPT, "it resumes"),
+        ("setup", f"exec({INTERRUPT!r}, globals())", "it resumes"),  # Python has an eye on such
         ("setup", f"""
     try:
         {INTERRUPT}
     except KeyboardInterrupt:
-        raise ImportError("half of numpy is missing")""", "it goes on where it stopped"),
-        ("generate", INTERRUPT, "it starts anew"),
+        raise ImportError("half of numpy is missing")""", "it resumes"),
+        ("generate", INTERRUPT, "it starts from the beginning"),
     ],
 )  # fmt: skip
 def test_ctrl_c_is_one_line_and_status_1(tmp_path: Path, command: str, interrupt: str, then: str) -> None:

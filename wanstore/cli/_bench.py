@@ -32,40 +32,47 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name")
 @store_option
-@click.option("--presets", "wanted", help="Names, with commas between.  [default: all]")
+@click.option("--presets", "wanted", help="Preset names, separated by commas.  [default: all]")
 @click.option("--presets-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="TOML with presets that add to wanstore's, or replace them.")  # fmt: skip
+              help="A TOML file with presets that add to wanstore's, or change them.")  # fmt: skip
 @click.option("--steps", multiple=True, metavar="N|PRESET=N",
-              help="Run only so many denoising steps, and extrapolate.  [default: the preset's]")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Clips of each preset.")
+              help="Run only N denoising steps, and extrapolate the rest.  [default: the preset's]")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Clips of each preset that count.")
 @click.option("--warmup", type=click.IntRange(0), default=1, show_default=True,
-              help="Clips of two steps before them, which don't count.")  # fmt: skip
-@click.option("--memory-gib", type=FiniteRange(0, min_open=True), help="Hold torch to so much of the GPU.")
-@click.option("--attention", help="A backend of diffusers, or auto: the fastest that works.  [default: the pipeline's]")
+              help="Clips of two steps before them that do not.")  # fmt: skip
+@click.option("--memory-gib", type=FiniteRange(0, min_open=True), help="Limit torch to this much of the GPU.")
+@click.option(
+    "--attention", help="An attention backend of diffusers, or auto for the fastest.  [default: the manifest's]"
+)
 @dtype_option
 @memory_option
 @click.option("--timeout", "timeout_seconds", type=FiniteRange(0, min_open=True),
-              help="Seconds that a preset may take, loading included.")  # fmt: skip
+              help="Stop a preset after this many seconds, loading included.")  # fmt: skip
 @device_option
-@click.option("--size", help="WIDTHxHEIGHT instead of the presets', multiples of 16.")
-@click.option("--frames", type=int, help="Frames instead of the presets', 4k+1.")
+@click.option("--size", help="WIDTHxHEIGHT instead of the presets'; multiples of 16.")
+@click.option("--frames", type=int, help="Number of frames instead of the presets'; 4k+1.")
 @click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="docs/benchmarks.md",
-              show_default=True, help="The page; its JSON and pictures go beside it.")  # fmt: skip
+              show_default=True, help="The page; its JSON and pictures are written beside it.")  # fmt: skip
 @click.option("--compare", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="The JSON of an earlier run: say what changed.")  # fmt: skip
+              help="The JSON of an earlier run to compare with.")  # fmt: skip
 @click.option("--keep-clips", type=FilledPath(path_type=Path, file_okay=False),
               help="Save each preset's last clip in this folder.")  # fmt: skip
 @click.option("--reference", type=click.Path(path_type=Path, exists=True, file_okay=False),
-              help="A folder of clips kept by an earlier run: compare with them.")  # fmt: skip
+              help="A folder of clips kept by an earlier run to compare with.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure again what a stopped run has measured.")
 @json_option
 def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | None, steps: Sequence[str],
           size: str | None, frames: int | None, out: Path, compare: Path | None, as_json: bool,
           **how: Any) -> None:  # fmt: skip
-    """Measure what each preset costs: time, memory, and which one is safe. Writes a page with its JSON.
+    """Measure what each preset costs, and which one is safe.
 
-    Each preset runs in a process of its own; one that fails is a row of the table. It is an error if all do. A run
-    that was stopped goes on where it was.
+    Prints a table, and writes a page with charts and the same figures as JSON. Each preset runs in its own process.
+    A preset that fails is a row of the table; the exit status is 1 if all fail. A stopped run resumes when you run
+    the same command again.
+
+    \b
+    Example:
+      wanstore bench wan2.1-fp16 --store ./models --presets 480p/3s --steps 10
     """
     from wanstore.api import bench as run_bench
     from wanstore.benchmarking.report import BenchmarkReport
@@ -84,7 +91,7 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
         _write(report, old, out, as_json)
     if len(report.rows) < len(presets):
         kept = f"{len(report.rows)} of {len(presets)} presets are measured and kept"
-        click.echo(f"wanstore: Interrupted: {kept}. Run the same command again: it measures the rest.", err=True)
+        click.echo(f"wanstore: Interrupted: {kept}. Run the same command again to measure the rest.", err=True)
         sys.exit(1)
     if not any(row.worked for row in report.rows):
         raise WanstoreError("No preset worked", f"Each one's reason is in {out}")

@@ -33,32 +33,41 @@ if TYPE_CHECKING:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(wanstore.__version__)
 def main() -> None:
-    """Wan 2.1 weights from their publisher to a ready GPU pipeline.
+    """Get Wan 2.1 weights from their publisher onto a GPU.
 
     \b
-    wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
-    wanstore generate wan2.1-fp16 --store ./models --prompt "a cat on a skateboard" --out cat.mp4
+    Begin with:
+      wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
+      wanstore generate wan2.1-fp16 --store ./models --prompt "a cat on a skateboard" --out cat.mp4
 
-    WANSTORE_STORE stands in for --store.
+    \b
+    Environment variables:
+      WANSTORE_STORE           the store, if --store is left out
+      WANSTORE_CACHE           where downloads from remote stores are kept
+      WANSTORE_PLAIN_IMPORTS   1 turns deferred imports off
     """
 
 
 @main.command()
 @click.argument("source", callback=filled)
 @store_option
-@click.option("--name", default="wan2.1-fp16", show_default=True, help="What the store calls it.")
+@click.option("--name", default="wan2.1-fp16", show_default=True, help="The pipeline's name in the store.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repo.  [default: main]")
-@click.option("--replace", is_flag=True, help="Swap out a stored pipeline of that name, in one step.")
+@click.option("--replace", is_flag=True, help="Replace a stored pipeline of that name in one step.")
 @click.option("--overflow", type=click.Choice(["refuse", "clamp"]), default="refuse", show_default=True,
               help="What to do with values beyond 65504, which float16 cannot hold.")  # fmt: skip
 @click.option("--keep-source", type=FilledPath(path_type=Path, file_okay=False),
               help="Keep the downloaded source in this folder.")  # fmt: skip
 @json_option
 def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, **options: Any) -> None:
-    """Fetch SOURCE, convert it to float16 and seal it in the store.
+    """Download SOURCE, convert it to float16 and store it.
 
-    SOURCE is a Hub repo such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or a diffusers folder. An interrupted run
-    goes on where it stopped; a second run of the same recipe has nothing to do.
+    SOURCE is a Hub repo in the Diffusers layout, or a folder of that layout. An interrupted run resumes when you
+    run the same command again. A second run of the same recipe does nothing.
+
+    \b
+    Example:
+      wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
     """
     from wanstore._json import to_json
     from wanstore.api import setup as run_setup
@@ -78,7 +87,7 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
 @store_option
 @json_option
 def list_pipelines(store_url: str, as_json: bool) -> None:
-    """List the sealed pipelines of a store."""
+    """List the pipelines in a store."""
     from wanstore._json import to_json
 
     manifests = open_store_at(store_url).list()
@@ -98,10 +107,10 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 @main.command()
 @click.argument("name")
 @store_option
-@click.option("--tensors", is_flag=True, help="Also what the conversion did to each tensor.")
+@click.option("--tensors", is_flag=True, help="Also show what the conversion did to each tensor.")
 @json_option
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
-    """Show a pipeline's manifest: source, conversion, files."""
+    """Show where a pipeline comes from, how it was converted, and its files."""
     from wanstore._json import to_json
     from wanstore.manifest import read_tensor_records
 
@@ -122,7 +131,10 @@ def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
 @store_option
 @json_option
 def verify(name: str, store_url: str, as_json: bool) -> None:
-    """Hash every file again; status 1 if one is damaged, missing or extra."""
+    """Hash a pipeline's files again.
+
+    Names each file that is damaged, missing or extra; the exit status is 1 if there is one.
+    """
     import attrs
 
     from wanstore.cli._terminal import TerminalProgress, human_bytes
@@ -146,7 +158,7 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
 @store_option
 @json_option
 def delete(name: str, store_url: str, as_json: bool) -> None:
-    """Remove a pipeline from a store."""
+    """Delete a pipeline from a store."""
     open_store_at(store_url).delete(name)
     if as_json:
         print_json({"deleted": name})
@@ -158,23 +170,29 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @click.argument("name")
 @store_option
 @click.option("--prompt", required=True, help="What the clip shows.")
-@click.option("--negative-prompt", default="", help="What it should not show.")
+@click.option("--negative-prompt", default="", help="What the clip should not show.")
 @preset_option(default="480p/3s", show_default=True, help="Resolution and duration.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps.  [default: the preset's]")
-@click.option("--size", help="WIDTHxHEIGHT instead of the preset's, multiples of 16.")
-@click.option("--frames", type=int, help="Frames instead of the preset's, 4k+1.")
+@click.option("--steps", type=click.IntRange(1), help="Number of denoising steps.  [default: the preset's]")
+@click.option("--size", help="WIDTHxHEIGHT instead of the preset's; multiples of 16.")
+@click.option("--frames", type=int, help="Number of frames instead of the preset's; 4k+1.")
 @click.option("--seed", type=click.IntRange(-(2**63), 2**64 - 1), default=0, show_default=True,
               help="The same seed gives the same clip.")  # fmt: skip
 @device_option
 @dtype_option
 @memory_option
-@click.option("--verify", is_flag=True, help="Hash the weights before they are used.")
-@click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True)
+@click.option("--verify", is_flag=True, help="Compare every file's hash with the manifest first.")
+@click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True,
+              help="The video file.")  # fmt: skip
 @json_option
 def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed: int, device: str | None,
              dtype: Any, memory: Any, verify: bool, out: Path, as_json: bool, preset: Preset,
              **size: Any) -> None:  # fmt: skip
-    """Load a pipeline and make a clip: an mp4 at 16 frames a second."""
+    """Make a clip: an mp4 at 16 frames a second.
+
+    \b
+    Example:
+      wanstore generate wan2.1-fp16 --store ./models --prompt "a red fox in the snow" --preset 480p/3s
+    """
     from wanstore.api import load
     from wanstore.cli._terminal import TerminalProgress
     from wanstore.generation import check_place, write_clip
@@ -189,12 +207,12 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
             )
             frames = make_clip(pipe, prompt, preset, negative_prompt=negative_prompt, seed=seed, progress=progress)
         write_clip(frames, out)
-    plan = getattr(pipe, "memory_plan", None)
-    told = {"memory_plan": str(plan)} if plan else {}
+    plan = pipe.memory_plan
+    shown_plan = {"memory_plan": str(plan)} if plan else {}
     if as_json:
         import attrs
 
-        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report), **told})
+        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report), **shown_plan})
     else:
         click.echo(str(pipe.load_report))
         if plan:
@@ -207,25 +225,25 @@ main.add_command(bench)
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--store", "store_url", envvar="WANSTORE_STORE", callback=filled, help="Where NAME is.")
+@click.option("--store", "store_url", envvar="WANSTORE_STORE", callback=filled, help="The store that holds NAME.")
 @click.option("--folder", type=FilledPath(path_type=Path, file_okay=False, exists=True), default=".",
-              help="Where to measure the disk.  [default: here]")  # fmt: skip
-@preset_option(help="Only tell how NAME shares out the memory for a clip of it.")
+              help="Where to measure the disk.  [default: the current folder]")  # fmt: skip
+@preset_option(help="Only show the memory plan of NAME for such a clip.")
 @click.option("--memory-gib", type=FiniteRange(0, min_open=True),
-              help="With --preset: on a GPU with so much free.  [default: this machine's]")  # fmt: skip
+              help="With --preset: for a GPU with this much free memory.  [default: this machine's]")  # fmt: skip
 @dtype_option
 @json_option
 def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset | None, memory_gib: float | None,
            dtype: dict[str, str], as_json: bool) -> None:  # fmt: skip
-    """Say what this machine can do: GPU, memory, speeds, attention backends, versions.
+    """Show what this machine can do: GPU, memory, speeds, attention backends, versions.
 
-    With NAME the pipeline is loaded too, and the load compared with the speeds. With --preset it is not: then only the
-    plan is told by which it makes a clip of that preset, with the peak that each stage counts on.
+    With NAME, load that pipeline too and compare the load with those speeds. With --preset, load nothing: show the
+    memory plan for a clip of that preset, and the peak that it predicts for each phase.
     """
     from wanstore.cli._doctor import examine, plan_memory
 
     if name is not None and not store_url:
-        raise click.UsageError("--store says where NAME is")
+        raise click.UsageError("NAME needs --store")
     if not (preset and name is not None) and (preset or memory_gib or dtype):
         raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
     pipeline = None if name is None else open_store_at(str(store_url)).local_path(name)
@@ -245,10 +263,13 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
 
 @main.command()
 @click.option("--folder", type=FilledPath(path_type=Path, file_okay=False), default="wanstore-demo",
-              show_default=True, help="Where the store and the clip go.")  # fmt: skip
+              show_default=True, help="Where the store and the clip are written.")  # fmt: skip
 @json_option
 def demo(folder: Path, as_json: bool) -> None:
-    """Show all of it on a tiny Wan 2.1 with random weights, made on the spot, on a CPU, in about a minute."""
+    """Try everything on a tiny Wan 2.1 with random weights.
+
+    Takes about a minute, on a CPU and without a network.
+    """
     from wanstore.cli._demo import run_demo
 
     result = run_demo(folder, say=(lambda _: None) if as_json else click.echo)

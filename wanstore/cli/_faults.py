@@ -1,4 +1,4 @@
-"""How `wanstore` ends: a fault, or Ctrl-C, is one line and status 1."""
+"""How `wanstore` ends: a fault, or Ctrl-C, is one line and exit status 1."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from wanstore.errors import DeviceMemoryError, WanstoreError
 if TYPE_CHECKING:
     from wanstore.presets import ClipSize
 
-_GO_ON = ("setup", "bench")
-"""The commands that find what an earlier run of theirs has done."""
+_RESUMABLE = ("setup", "bench")
+"""The commands that resume what an earlier run has done."""
 
 
 class Commands(click.Group):
-    """Commands whose foreseeable faults are one line and status 1; wrong usage is click's to tell, with status 2."""
+    """Commands whose foreseeable faults are one line and exit status 1. click reports wrong usage, with status 2."""
 
     def main(self, args: Any = None, *more: Any, **settings: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
-        settings["standalone_mode"] = False  # click would tell of Ctrl-C in its own words
+        settings["standalone_mode"] = False  # click would report Ctrl-C in its own words
         with _interrupts_noted() as noted:
             try:
                 status = super().main(arguments, *more, **settings) or 0
@@ -35,10 +35,10 @@ class Commands(click.Group):
                 status = error.exit_code
             except (Exception, KeyboardInterrupt) as error:
                 interrupted = noted or isinstance(error, KeyboardInterrupt | click.Abort)
-                told = _interrupted(arguments) if interrupted else _told(error)
-                if told is None:
+                text = _interrupted(arguments) if interrupted else _text_of(error)
+                if text is None:
                     raise
-                click.echo(f"wanstore: {' '.join(told.split())}", err=True)
+                click.echo(f"wanstore: {' '.join(text.split())}", err=True)
                 status = 1
         sys.exit(status)
 
@@ -49,8 +49,8 @@ class Commands(click.Group):
             raise click.Abort from error  # or click prints an empty line
 
 
-def _told(error: BaseException) -> str | None:
-    """A foreseeable fault with its next step; None for others."""
+def _text_of(error: BaseException) -> str | None:
+    """The message of a foreseeable fault, with its next step; None for any other error."""
     if isinstance(error, OSError) and not isinstance(error, WanstoreError):
         error = of_system(error)
     return str(error) if isinstance(error, WanstoreError) else None
@@ -60,20 +60,20 @@ def _interrupted(arguments: list[str]) -> str:
     # Python ends by the signal, whatever was caught since, if the interrupt came in an exec() of source text, as attrs'
     # and dataclasses' are. The next one that goes well makes it forget that.
     exec("")  # noqa: S102
-    goes_on = arguments[:1] and arguments[0] in _GO_ON
-    return f"Interrupted. Run the same command again: it {'goes on where it stopped' if goes_on else 'starts anew'}."
+    resumes = arguments[:1] and arguments[0] in _RESUMABLE
+    return f"Interrupted. Run the same command again: it {'resumes' if resumes else 'starts from the beginning'}."
 
 
 @contextmanager
 def _interrupts_noted() -> Iterator[list[int]]:
-    """Ctrl-C is noted as it comes: in the midst of an import it may become an error of another kind."""
+    """Note Ctrl-C when it comes: during an import it may turn into another error."""
     noted: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
         signal.default_int_handler(number, frame)
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # in the background it is to be ignored
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # in the background it is ignored
         yield noted
         return
     signal.signal(signal.SIGINT, note)
@@ -85,7 +85,7 @@ def _interrupts_noted() -> Iterator[list[int]]:
 
 @contextmanager
 def plain_memory_errors(clip: ClipSize) -> Iterator[None]:
-    """Turn what Python and torch raise when memory does not suffice for a clip into `DeviceMemoryError`."""
+    """Turn what Python and torch raise when a clip does not fit in memory into `DeviceMemoryError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""What several commands of `wanstore` share: options, and how they print."""
+"""Options that several commands share, and how they print."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from wanstore.interfaces import WeightStore
     from wanstore.presets import Preset
 
-_STORE_HELP = "A folder, file:///folder, or the URL of an installed backend."
+_STORE_HELP = "A folder, modal://VOLUME, or the URL of an installed backend; WANSTORE_STORE if left out."
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
 def filled(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """A callback for what names a place: empty, as a variable that is not set, it would be the current folder."""
+    """A callback that refuses an empty place: an unset variable would otherwise mean the current folder."""
     if value is not None and not value.removeprefix("file://"):
         raise click.BadParameter("it is empty")
     return value
@@ -37,7 +37,7 @@ class FilledPath(click.Path):
 
 
 class FiniteRange(click.FloatRange):
-    """A range of numbers; NaN and infinity are none."""
+    """A range of numbers, without NaN and infinity."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
@@ -55,9 +55,9 @@ def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--device`; whether there is such a device is known to what loads."""
-    told = "cuda, cuda:1, cpu.  [default: cuda where there is one]"
-    return click.option("--device", callback=_device, help=told)(function)
+    """`--device`. Whether the device exists is checked by the load."""
+    text = "cuda, cuda:1 or cpu.  [default: cuda if there is one]"
+    return click.option("--device", callback=_device, help=text)(function)
 
 
 def preset_option(**settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -67,21 +67,21 @@ def preset_option(**settings: Any) -> Callable[[Callable[..., Any]], Callable[..
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")(function)
 
 
 def dtype_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--dtype`, as dtypes by component."""
-    told = "Compute in another dtype, as vae=float32. May be repeated.  [default: float16]"
-    option = click.option("--dtype", multiple=True, metavar="COMPONENT=DTYPE", callback=_by_component, help=told)
+    text = "Compute a component in another dtype, as in vae=float32. May be repeated.  [default: float16]"
+    option = click.option("--dtype", multiple=True, metavar="COMPONENT=DTYPE", callback=_by_component, help=text)
     return option(function)
 
 
 def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--memory`."""
-    told = "Which parts stay on the GPU: what fits, all, or all but the text encoder when it does not work."
+    text = "What stays on the GPU: auto, what fits; resident, all; offload, the text encoder only while it works."
     choice = click.Choice(["auto", "resident", "offload"])
-    return click.option("--memory", type=choice, default="auto", show_default=True, help=told)(function)
+    return click.option("--memory", type=choice, default="auto", show_default=True, help=text)(function)
 
 
 def _by_component(_context: click.Context, _parameter: click.Parameter, options: Sequence[str]) -> dict[str, str]:
@@ -117,7 +117,7 @@ def _preset(_context: click.Context, _parameter: click.Parameter, name: str | No
 
 
 def open_store_at(url: str) -> WeightStore:
-    """The store; imported when it is needed."""
+    """The store at `url`; what opens it is imported only now."""
     from wanstore.stores import open_store
 
     return open_store(url)
@@ -129,7 +129,7 @@ def print_json(document: Any) -> None:
 
 
 def resize(preset: Preset, *, size: str | None, frames: int | None, steps: int | None = None) -> Preset:
-    """The preset with what was asked for instead of its own; what cannot be is wrong usage."""
+    """The preset with another size, frames or steps; impossible values are wrong usage."""
     import attrs
 
     changes: dict[str, Any] = {k: v for k, v in {"steps": steps, "frames": frames}.items() if v is not None}
