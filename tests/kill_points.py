@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import wanstore.building._skeleton  # noqa: F401  the heavy imports, once
 from wanstore.api import setup
 from wanstore.stores.local import LocalStore
 

@@ -244,7 +244,7 @@ def test_load_takes_an_unsealed_folder_by_the_same_addresses(tiny_fp16: Path, tm
         assert wanstore.load(address, store=store, device="cpu", sealed=False).device.type == "cpu"
     with pytest.raises(NotFoundError, match=r"w is not sealed: it has no wanstore\.json.*sealed=False"):
         wanstore.load(root / "w", device="cpu")
-    with pytest.raises(NotSupportedError, match="Only a folder of this machine"):
+    with pytest.raises(NotSupportedError, match="Only a folder on this machine"):
         wanstore.load("modal://volume/w", device="cpu", sealed=False)
 
 

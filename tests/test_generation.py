@@ -70,7 +70,7 @@ def write_some(path: Path) -> None:
     ("place", "told"),
     [
         ("/proc/x.mp4", r"/proc/x.mp4: No such file"),
-        ("/dev/null", r"/dev/null is no regular file"),
+        ("/dev/null", r"/dev/null is not a regular file"),
         (f"{__file__}/x.mp4", r"File exists\. Choose another path"),
         (f"{__file__}/x/y.mp4", r"Not a directory\. Check the path"),
         ("x" * 300 + "/clip.mp4", r"File name too long\. Choose a shorter path"),

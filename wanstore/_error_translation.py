@@ -28,25 +28,25 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 _FREE_SPACE = "Free some space and run the same command again"
-_MAY_WRITE = "Choose a folder that you may write"
+_MAY_WRITE = "Choose a folder that you can write to"
 _NEXT_STEPS = {
     errno.ENOENT: "Check the path",
-    errno.ENOTDIR: "Check the path: what stands for a folder in it is a file",
+    errno.ENOTDIR: "Check the path: a file is in the place of a folder",
     errno.EISDIR: "Name a file, not a folder",
     errno.EEXIST: "Choose another path, or move away what is there",
     errno.ENOTEMPTY: "Choose another path, or move away what is there",
     errno.ELOOP: "Check the path: links in it lead back to themselves",
     errno.ENAMETOOLONG: "Choose a shorter path",
-    errno.EACCES: "Get leave to read and write it, or choose another path",
-    errno.EPERM: "Get leave to read and write it, or choose another path",
+    errno.EACCES: "Get permission to read and write it, or choose another path",
+    errno.EPERM: "Get permission to read and write it, or choose another path",
     errno.EROFS: _MAY_WRITE,
     errno.ENOSPC: _FREE_SPACE,
     errno.EDQUOT: _FREE_SPACE,
-    errno.EFBIG: "Raise the limit of a file's size: see ulimit -f",
+    errno.EFBIG: "Raise the file size limit: see ulimit -f",
     errno.EMFILE: "Raise the limit of open files: see ulimit -n",
-    errno.ENFILE: "Close what holds files open, and run the same command again",
+    errno.ENFILE: "Close programs that hold files open, and run the same command again",
     errno.ENOMEM: "Free some memory and run the same command again",
-    errno.EIO: "Look at the disk and the kernel's log",
+    errno.EIO: "Check the disk and the kernel's log",
 }
 
 
@@ -54,7 +54,7 @@ def of_system(error: OSError, where: Path | None = None) -> WanstoreError:
     """What the operating system refused, by its path (that of the error, if not `where`), with a next step."""
     reason = os.strerror(error.errno) if error.errno else first_line(error).rstrip(".")
     place = where or error.filename
-    next_step = _NEXT_STEPS.get(error.errno or 0, "Mend that and run the same command again")
+    next_step = _NEXT_STEPS.get(error.errno or 0, "Fix the cause and run the command again")
     return WanstoreError(f"{place}: {reason}" if place else reason, next_step)
 
 
@@ -68,10 +68,11 @@ def plain_os_errors(where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"No room is left for {where}", "Free some space and run the same command again: it goes on"
+                f"There is no space left for {where}", "Free some space and run the same command again: it resumes"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AccessError(
-                f"{error.filename or where} cannot be written ({error.strerror})", "Choose a folder that you may write"
+                f"{error.filename or where} cannot be written ({error.strerror})",
+                "Choose a folder that you can write to",
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""Small things done to files in more than one place: hash them, list them, force them to the disk."""
+"""Helpers for files: hash them, list them, force them to the disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLOCK_BYTES = 4 << 20
 
 
 def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file, read in blocks; `advance` hears of the bytes of each."""
+    """SHA-256 of a file, read in blocks; `advance` receives the size of each block."""
     digest = hashlib.sha256()
     block = memoryview(bytearray(_BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -23,7 +23,7 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
 
 
 def files_below(folder: Path) -> dict[str, os.stat_result]:
-    """Everything below `folder` that is not a directory, links unfollowed: its relative path and status."""
+    """Everything below `folder` that is not a directory, by its relative path. Links are not followed."""
     found = {}
     for directory, names, files in os.walk(folder):
         links = [name for name in names if os.path.islink(os.path.join(directory, name))]

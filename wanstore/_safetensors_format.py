@@ -1,4 +1,4 @@
-"""Headers of safetensors files, read with suspicion: every claim is checked before a byte is used.
+"""Headers of safetensors files. Everything that a header claims is checked before it is used.
 
 Format: 8 bytes of little-endian header length, a JSON header, then the tensors' data without gaps
 (https://huggingface.co/docs/safetensors).
@@ -25,7 +25,7 @@ FIRST_READ_BYTES = 100_000
 
 
 class HeaderError(ValueError):
-    """A header that lies, or a file that is not as long as its header says; the text names the tensor."""
+    """The header is wrong, or the file is not as long as it says. The text names the tensor."""
 
 
 @attrs.frozen

@@ -78,13 +78,13 @@ def existing_manifest(store: WeightStore, name: str, recipe: str, replace: bool,
         raise
     if manifest.recipe == recipe:
         if replace and not store.verify(name, progress=progress).ok:
-            progress.message(f"{name} is damaged: it is made again")
+            progress.message(f"{name} is damaged: making it again")
             return None
         return manifest
     if replace:
         return None
     raise AlreadyExistsError(
-        f"{name!r} already holds {manifest.source.location} at {manifest.source.commit[:12]}, made another way",
+        f"{name!r} already holds {manifest.source.location} at {manifest.source.commit[:12]}, made by another recipe",
         "Choose another name, or replace it with --replace",
     )
 

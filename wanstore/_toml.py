@@ -1,4 +1,4 @@
-"""Presets and prices as people write them down: TOML files, whose mistakes are told by file, table and key."""
+"""TOML files of presets and prices; errors name the file, the table and the key."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def setup(
                 for path in plan.source_indexes:
                     published.fetch(path, keep_source, progress)
         except WanstoreError as error:
-            if not error.resumable:  # nothing to go on from: leave the store as it was
+            if not error.resumable:  # there is nothing to resume: leave the store as it was
                 stage.discard()
             raise
         manifest = Manifest(
@@ -354,5 +354,5 @@ def _unsealed_folder(address: str | Path, store: WeightStore | str | Path | None
 
     root = _as_store(address if store is None else store)
     if not isinstance(root, LocalStore):
-        raise NotSupportedError("Only a folder of this machine can be loaded without a manifest", "Name a folder")
+        raise NotSupportedError("Only a folder on this machine can be loaded without a manifest", "Name a folder")
     return root.root if store is None else root.root / str(address)

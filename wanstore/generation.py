@@ -29,7 +29,7 @@ def generate(
 ) -> numpy.ndarray[Any, Any]:
     """A clip as frames × height × width × 3, floats from 0 to 1. The same seed gives the same clip.
 
-    Sets the scheduler's `flow_shift` to the preset's. `progress` hears of each denoising step.
+    Sets the scheduler's `flow_shift` to the preset's. `progress` receives each denoising step.
     """
     import torch
 
@@ -66,7 +66,7 @@ def generate(
 
 
 def eight_bits(frames: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
-    """Frames (as `generate` gives them) in 8-bit levels; NaN is 0. Beside the result it takes a few frames' memory."""
+    """Frames (as `generate` gives them) in 8-bit levels; NaN becomes 0. Needs the memory of a few more frames."""
     import numpy as np
 
     levels = np.empty(frames.shape, np.uint8)
@@ -77,7 +77,7 @@ def eight_bits(frames: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
 
 
 def check_place(path: Path) -> None:
-    """Find out whether a clip can be written to `path`, whose folder is made; raises what `write_clip` would."""
+    """Check that a clip can be written to `path`, and make its folder. Raises what `write_clip` would."""
     with _draft_of(path) as draft:
         draft.touch()
 
@@ -85,8 +85,7 @@ def check_place(path: Path) -> None:
 def write_clip(frames: numpy.ndarray[Any, Any], path: Path) -> None:
     """Write frames (as `generate` gives them) as an H.264 mp4 at 16 frames a second.
 
-    A file that is there already is replaced by a whole one, or stays. Raises `WanstoreError` for what the operating
-    system refuses.
+    An existing file is replaced by a whole clip, or stays. Raises `WanstoreError` if the operating system refuses.
     """
     import av
 
@@ -104,12 +103,12 @@ def write_clip(frames: numpy.ndarray[Any, Any], path: Path) -> None:
 
 @contextmanager
 def _draft_of(path: Path) -> Iterator[Path]:
-    """A file's name beside `path`, in its folder; what has it is gone behind the block."""
+    """A temporary file beside `path`, which is removed after the block."""
     try:
         target = path.resolve()  # a link is not replaced, but what it leads to
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
-            raise AlreadyExistsError(f"{path} is no regular file", "Choose another path")
+            raise AlreadyExistsError(f"{path} is not a regular file", "Choose another path")
         draft = target.with_name(f".wanstore-{uuid.uuid4().hex}.mp4")
         try:
             yield draft

@@ -170,11 +170,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_tensor_records(folder: Path) -> dict[str, Any]:
-    """What the conversion did to each tensor, as JSON by component; raises `DamagedError` when that is not told."""
+    """What the conversion did to each tensor, as JSON by component. Raises `DamagedError` if there are no such records."""
     path = folder / CONVERSION_NAME
     records: dict[str, Any] = read_json(path).get("tensors", {})
     try:
         from_json(records, dict[str, list[TensorRecord]])
     except ValueError as error:
-        raise DamagedError(f"{path} is no record of tensors ({error})", "Run setup again with --replace") from error
+        raise DamagedError(f"{path} is not a record of tensors ({error})", "Run setup again with --replace") from error
     return records

@@ -108,7 +108,7 @@ def test_a_report_with_the_names_of_earlier_versions_is_read_with_todays() -> No
 )
 def test_damaged_json_is_refused_by_name(text: str) -> None:
     """Cut off, not a report, a field missing or of the wrong kind: one error that names the file."""
-    with pytest.raises(DamagedError, match=r"old\.json is no benchmark report"):
+    with pytest.raises(DamagedError, match=r"old\.json is not a benchmark report"):
         BenchmarkReport.from_json(text, "old.json")
 
 

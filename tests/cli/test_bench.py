@@ -87,7 +87,7 @@ def test_a_run_in_which_no_preset_worked_has_failed(store: Path, tmp_path: Path)
     out = tmp_path / "page.md"
     run = bench(store, "--presets", "480p/3s", "--timeout", "0.1", *SMALL, "--out", out, "--json")
     assert run.returncode == 1 and run.stderr.startswith(
-        f"wanstore: No preset worked. Each one's reason is in {out}."
+        f"wanstore: No preset worked. See each preset's reason in {out}."
     ), run.stderr
     assert len(run.stderr.splitlines()) == 1
     assert json.loads(run.stdout)["rows"][0]["status"] == "timeout" and "not done after 0.1 s" in out.read_text()
@@ -146,7 +146,7 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
     ("arguments", "status", "message"),
     [
         (["--presets", "480p/3s,8k/1h"], 2, "There is no preset '8k/1h'. Use one of: 480p/3s, 480p/5s"),
-        (["--presets", ","], 2, "names none. Use some of: 480p/3s, 480p/5s"),
+        (["--presets", ","], 2, "names no preset. Use some of: 480p/3s, 480p/5s"),
         (["--presets", "480p/3s,", "--memory-gib", "1", "--device", "cpu"], 1, "Only a GPU's memory"),
         (["--memory-gib", "nan"], 2, "not a finite number"),
         (["--timeout", "inf"], 2, "not a finite number"),
@@ -159,7 +159,7 @@ def test_a_killed_run_measures_only_what_is_missing(store: Path, tmp_path: Path)
         (["--memory", "little"], 2, "'auto', 'resident', 'offload'"),
         (["--reference", "no/such/folder"], 2, "does not exist"),
         (["--reference", ".", "--keep-clips", "."], 1, "Clips can't be kept in the reference folder"),
-        (["--compare", __file__], 1, "no benchmark report"),
+        (["--compare", __file__], 1, "not a benchmark report"),
         (["--out", "report.json"], 2, "name the page"),
         (["--out", "/proc/page.md"], 1, "/proc cannot be written"),
         (["--keep-clips", f"{__file__}/clips"], 1, "cannot be written (Not a directory)"),

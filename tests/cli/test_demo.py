@@ -17,7 +17,7 @@ def test_a_demo_touches_nothing_that_no_demo_made(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     put(store, "other")
     put(store, demo.NAME)
-    with pytest.raises(AlreadyExistsError, match="which no demo made"):
+    with pytest.raises(AlreadyExistsError, match="which was not made by a demo"):
         demo.run_demo(tmp_path, print)
     assert [manifest.name for manifest in store.list()] == ["other", demo.NAME]
 

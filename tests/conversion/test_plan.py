@@ -122,7 +122,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit_json(f / INDEX, lambda d: d["weight_map"].pop("b")),
         "tensor b is in .*does not know it",
     ),
-    "index names no text": (set_index("b", ["x"]), "names \\['x'\\], which is no safetensors file"),
+    "index names no text": (set_index("b", ["x"]), "names \\['x'\\], which is not a safetensors file"),
     "index has no map": (lambda f: (f / INDEX).write_text("{}"), "no weight_map"),
 }
 

@@ -126,7 +126,7 @@ class TestFaults:
         assert account.stored("killed") == []
         output, _ = process.communicate(timeout=90)
         assert process.returncode == 0, output
-        going_on = re.search(r"Going on: (\d+) of 16 shards are already converted", output)
+        going_on = re.search(r"Resuming: (\d+) of 16 shards are already converted", output)
         assert going_on, output
         assert int(going_on[1]) > 3 and 0 < len(set(bodies(account.hub))) <= 16 - int(going_on[1])
         assert account.store("killed").verify(NAME).ok

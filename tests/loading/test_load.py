@@ -221,7 +221,7 @@ def test_all_bad_files_are_named_at_once(tiny_sealed: Path) -> None:
     (tiny_sealed / "vae" / "more.safetensors").touch()
     with pytest.raises(DamagedError) as caught:
         load(tiny_sealed)
-    for words in ("tokenizer/tokenizer.json is missing", f"{VAE_FILE} has 1000 bytes", "vae/config.json is no regular",
+    for words in ("tokenizer/tokenizer.json is missing", f"{VAE_FILE} has 1000 bytes", "vae/config.json is not a",
                   "vae/more.safetensors does not belong"):  # fmt: skip
         assert words in caught.value.what
 
@@ -361,10 +361,10 @@ def test_a_missing_shard_is_named(tiny_copy: Path) -> None:
 
 
 def test_a_pipe_in_place_of_a_file_does_not_hang(tiny_copy: Path) -> None:
-    """It is no regular file."""
+    """It is not a regular file."""
     (tiny_copy / VAE_FILE).unlink()
     os.mkfifo(tiny_copy / VAE_FILE)
-    refused(tiny_copy, VAE_FILE, "no regular file")
+    refused(tiny_copy, VAE_FILE, "not a regular file")
 
 
 def test_both_an_index_and_a_single_file_are_refused(tiny_copy: Path) -> None:
@@ -429,7 +429,7 @@ def test_another_kind_of_pipeline_is_not_supported(tiny_copy: Path, changes: dic
 def test_a_scheduler_config_that_describes_none_is_damage(tiny_copy: Path, changes: dict[str, Any]) -> None:
     """Whatever diffusers makes of it."""
     change_json(tiny_copy / "scheduler/scheduler_config.json", **changes)
-    with pytest.raises(DamagedError, match=r"scheduler_config\.json describes no UniPCMultistepScheduler"):
+    with pytest.raises(DamagedError, match=r"scheduler_config\.json does not describe a UniPCMultistepScheduler"):
         load(tiny_copy, device="cpu", sealed=False)
 
 

@@ -22,7 +22,7 @@ def test_it_is_what_the_loaded_pipeline_goes_by(tiny_fp16: Path, dtypes: dict[st
 
 def test_a_folder_without_a_pipeline_is_an_error(tmp_path: Path) -> None:
     """The one that loading it would be."""
-    with pytest.raises(NotFoundError, match="no pipeline folder"):
+    with pytest.raises(NotFoundError, match="not a pipeline folder"):
         MemoryEstimate.of_folder(tmp_path, {})
 
 

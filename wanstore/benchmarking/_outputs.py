@@ -15,7 +15,9 @@ def check_page(path: Path) -> None:
     """
     beside = path.with_suffix(".json")
     if beside == path:
-        raise NotSupportedError(f"A page can't be {path}, where its JSON goes", "Name the page, as report.md")
+        raise NotSupportedError(
+            f"A page can't be {path}, where its JSON goes", "Name the page something like report.md"
+        )
     check_writable(path.parent, path, beside)
 
 

@@ -1,4 +1,4 @@
-"""Two reports of the same presets on the same machine: what became slower, what takes more memory."""
+"""Two reports of the same presets on the same machine, compared: what is slower, what takes more memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wanstore.benchmarking.safe import needed_gib
 
 @attrs.frozen
 class Threshold:
-    """From when on a rise is no noise: more than so many percent, and more than so much. Both must be passed."""
+    """A rise counts when it is more than `percent` and more than `absolute`, in the figure's unit."""
 
     percent: float
     absolute: float
@@ -40,7 +40,7 @@ class Figure:
 
     @property
     def percent(self) -> float:
-        """How much more it is now, of what it was."""
+        """The change in percent of the old value."""
         return (self.new - self.old) / self.old * 100 if self.old else 0.0
 
     @property
@@ -61,7 +61,14 @@ class Figure:
 
 @attrs.frozen
 class Comparison:
-    """`figures` are those that could be compared; `flags` say what was not, and why; `broken` what works no more."""
+    """What comparing two reports found.
+
+    Attributes:
+        figures: the figures that could be compared.
+        flags: what was not compared, and why.
+        broken: what worked before and does not work now.
+        mended: what works again.
+    """
 
     figures: tuple[Figure, ...] = ()
     flags: tuple[str, ...] = ()
@@ -74,14 +81,14 @@ class Comparison:
         return (*self.broken, *(str(figure) for figure in self.figures if figure.verdict == "worse"))
 
     def lines(self) -> list[str]:
-        """All of it, for people; the last line counts the regressions."""
+        """The comparison as text; the last line counts the regressions."""
         count = len(self.regressions)
         verdict = f"{count} regression{'' if count == 1 else 's'}" if count else "no regressions"
         compared = f" in {len(self.figures)} figures" if self.figures else "; no figure could be compared"
         return [*self.flags, *self.broken, *self.mended, *map(str, self.figures), verdict + compared]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for machines: `regressions`, `mended` and `flags` as lines, `figures` with their verdicts."""
+        """The comparison as JSON: `regressions`, `mended` and `flags` as lines, `figures` with their verdicts."""
         figures = [
             {
                 "preset": one.preset, "name": one.name, "unit": one.unit, "old": one.old, "new": one.new,
@@ -90,7 +97,7 @@ class Comparison:
             for one in self.figures
         ]  # fmt: skip
         lines = {"regressions": self.regressions, "mended": self.mended, "flags": self.flags}
-        return {**{key: list(told) for key, told in lines.items()}, "figures": figures}
+        return {**{key: list(found) for key, found in lines.items()}, "figures": figures}
 
 
 def compare(old: BenchmarkReport, new: BenchmarkReport) -> Comparison:
@@ -164,7 +171,7 @@ def _versions(old: BenchmarkReport, new: BenchmarkReport) -> tuple[dict[str, obj
 
 
 def _differences(old: dict[str, object], new: dict[str, object]) -> Iterator[str]:
-    """What both tell, and tell differently."""
+    """The keys that both have, with different values."""
     for key in old:
         if key in new and old[key] != new[key]:
             yield f"{key} {old[key] or 'none'} → {new[key] or 'none'}"

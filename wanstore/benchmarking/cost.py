@@ -1,4 +1,4 @@
-"""What a clip costs, from its seconds and a table of prices that is kept as data in `prices.toml`.
+"""What a clip costs, from its seconds and the prices in `prices.toml`.
 
 Imports little, so that programs on a machine with nothing but `modal` can use the prices too.
 """
@@ -39,7 +39,7 @@ class Prices:
         Without `gpu` it has none. Raises `NotFoundError` for one whose price is not known.
         """
         if gpu and gpu not in self.gpu_second:
-            raise NotFoundError(f"There is no price of {gpu}", f"Use one of: {', '.join(self.gpu_second)}")
+            raise NotFoundError(f"There is no price for {gpu}", f"Use one of: {', '.join(self.gpu_second)}")
         cores = self.cores if cores is None else cores
         memory_gib = self.memory_gib if memory_gib is None else memory_gib
         a_second = cores * self.core_second + memory_gib * self.gib_second + (self.gpu_second[gpu] if gpu else 0.0)
@@ -55,7 +55,7 @@ class Prices:
 
 @attrs.frozen
 class ClipCost:
-    """US dollars: a clip of a container that is up, one with a cold start of its own, one with its share of it."""
+    """US dollars: a clip in a running container, one with its own cold start, one with a share of a cold start."""
 
     warm: float
     with_cold_start: float | None
@@ -74,7 +74,7 @@ def clip_cost(prices: Prices, gpu: str, seconds: float, cold_start_seconds: floa
 def load_prices(path: Path | None) -> Prices:
     """The package's prices, overridden and added to by the TOML file at `path`, which has the same form.
 
-    Prices of one's own need a `date` and a `source`. Raises `NotFoundError` when there is no such file, and
+    Such a file needs a `date` and a `source`. Raises `NotFoundError` when there is no such file, and
     `InvalidSettingError`, which names file, table and key.
     """
     tables = read_toml(Path(__file__).with_name("prices.toml"))
@@ -101,7 +101,7 @@ def _merged(tables: dict[str, Any], changes: dict[str, Any], path: Path) -> dict
     for table, values in changes.items():
         if not isinstance(tables.get(table), dict) or not isinstance(values, dict):
             known = ", ".join(name for name, value in tables.items() if isinstance(value, dict))
-            raise InvalidSettingError(f"{path}: {table!r} is no table of prices", f"Use {known}")
+            raise InvalidSettingError(f"{path}: {table!r} is not a table of prices", f"Use {known}")
         for key, value in values.items():
             _check(f"{path}, table {table!r}", key, value, () if table == "gpu_second" else tuple(tables[table]))
         merged[table] = {**tables[table], **values}

@@ -70,7 +70,7 @@ class BenchmarkReport:
             document: Any = json.loads(text)
             version = document["schema_version"]
         except (ValueError, TypeError, KeyError) as error:
-            raise DamagedError(f"{where} is no benchmark report ({error})", "Run the benchmark again") from error
+            raise DamagedError(f"{where} is not a benchmark report ({error})", "Run the benchmark again") from error
         if version != SCHEMA_VERSION:
             raise NotSupportedError(
                 f"{where} has schema version {version}, this wanstore reads {SCHEMA_VERSION}", "Run the benchmark again"
@@ -78,4 +78,4 @@ class BenchmarkReport:
         try:
             return from_json(upgraded_report({k: v for k, v in document.items() if k not in _DERIVED}), cls)
         except ValueError as error:
-            raise DamagedError(f"{where} is no benchmark report ({error})", "Run the benchmark again") from error
+            raise DamagedError(f"{where} is not a benchmark report ({error})", "Run the benchmark again") from error

@@ -33,7 +33,7 @@ def use_backend(pipe: Any, backend: str, device: torch.device) -> str:
         try:
             pipe.transformer.set_attention_backend(backend)
             _try(backend, device, pipe.transformer.dtype)
-        except Exception as error:  # noqa: BLE001  a backend fails in its own ways: not installed, built for another GPU
+        except Exception as error:  # noqa: BLE001  backends fail in many ways: not installed, built for another GPU
             # diffusers keeps the name for the whole process: it has to be set back, not only left alone.
             pipe.transformer.set_attention_backend(NATIVE)
             return first_line(error)

@@ -47,7 +47,7 @@ def _wrong_files(folder: Path, manifest: Manifest) -> dict[str, str]:
         if status is None:
             faults[entry.path] = "is missing"
         elif not stat.S_ISREG(status.st_mode):  # a link could be pointed elsewhere after this check
-            faults[entry.path] = "is no regular file"
+            faults[entry.path] = "is not a regular file"
         elif status.st_size != entry.size_bytes:
             faults[entry.path] = f"has {status.st_size} bytes instead of {entry.size_bytes}"
     extra = [path for path in found if path.endswith(_READ_SUFFIXES) and path != MANIFEST_NAME]
@@ -76,5 +76,5 @@ def check_pipeline(folder: Path) -> None:
     Raises `NotFoundError` when it holds no pipeline at all.
     """
     if not (folder / "model_index.json").is_file():
-        raise NotFoundError(f"{folder} is no pipeline folder: it has no model_index.json", "Check the path")
+        raise NotFoundError(f"{folder} is not a pipeline folder: it has no model_index.json", "Check the path")
     check_index(read_json(folder / "model_index.json"), str(folder / "model_index.json"))

@@ -28,4 +28,4 @@ def load_scheduler(folder: Path) -> Any:
     try:
         return build.from_config(config)
     except Exception as error:  # as with the models: a broken config fails in many ways
-        raise DamagedError(f"{path} describes no {name} ({error})", "Run setup again with --replace") from error
+        raise DamagedError(f"{path} does not describe a {name} ({error})", "Run setup again with --replace") from error

@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path) -> Any:
     config = read_json(config_file)
     named = {key: _text(config[key]) for key in _NAMED if config.get(key)}
     if "pad_token" not in named:
-        raise DamagedError(f"{config_file} names no pad_token, which prompts are padded with", _REPAIR)
+        raise DamagedError(f"{config_file} names no pad_token, which prompts need", _REPAIR)
     if not file.is_file():
         raise DamagedError(f"{file} is missing", _REPAIR)
     options = {key: config[key] for key in _COPIED if config.get(key) is not None}
@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path) -> Any:
         vocabulary_size = len(tokenizer)
         tokenizer.add_special_tokens({**named, "extra_special_tokens": _extra(config)})
     except Exception as error:  # the Rust parser raises plain Exception
-        raise DamagedError(f"{file} is no tokenizer ({error})", _REPAIR) from error
+        raise DamagedError(f"{file} is not a tokenizer ({error})", _REPAIR) from error
     if len(tokenizer) > vocabulary_size:  # a new id, which the text encoder's embedding has no row for
         raise DamagedError(f"{file} lacks a special token that {config_file.name} names", _REPAIR)
     tokenizer.name_or_path = str(folder)

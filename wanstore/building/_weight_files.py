@@ -71,7 +71,7 @@ def _paths(folder: Path, parts: Component) -> list[Path]:
     if not index.exists():
         return [single]
     if single.exists():
-        raise DamagedError(f"{folder} holds both {single.name} and {index.name}: which is meant cannot be told")
+        raise DamagedError(f"{folder} holds both {single.name} and {index.name}: it is not clear which one is meant")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DamagedError(f"{index} has no weight_map")

@@ -21,7 +21,7 @@ from wanstore.transfer._transfer import Transfer
 
 @attrs.frozen
 class WeightTransfer:
-    """Weights under way."""
+    """Weights on their way to a device."""
 
     transfer: Transfer
     progress: Progress
@@ -51,7 +51,7 @@ def transfer_weights(
     """Begin to move all weights to `device`. What `from_pretrained` keeps in float32 is widened, the rest float16.
 
     Of a component that computes in float32, by `dtypes`, all is widened. `through_cache` is as for `FileReader`.
-    Leaving the block ends it, finished or not.
+    Leaving the block ends the transfer, finished or not.
     """
     files = [(component, file) for component, group in weights.items() for file in group]
     from_disk = not through_cache and cached_share([file.descriptor for _, file in files]) < 0.5

@@ -94,7 +94,7 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
         click.echo(f"wanstore: Interrupted: {kept}. Run the same command again to measure the rest.", err=True)
         sys.exit(1)
     if not any(row.worked for row in report.rows):
-        raise WanstoreError("No preset worked", f"Each one's reason is in {out}")
+        raise WanstoreError("No preset worked", f"See each preset's reason in {out}")
 
 
 def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
@@ -105,7 +105,9 @@ def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
         return list(presets.values())
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     if not names:
-        raise click.BadParameter(f"{wanted!r} names none. Use some of: {', '.join(presets)}.", param_hint="--presets")
+        raise click.BadParameter(
+            f"{wanted!r} names no preset. Use some of: {', '.join(presets)}.", param_hint="--presets"
+        )
     try:
         return [preset_named(name, presets) for name in names]
     except NotFoundError as error:

@@ -100,7 +100,7 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
         show_tables(list_table(manifests))
     else:
         click.echo(
-            f"Nothing is stored in {store_url}. Fill it with: wanstore setup SOURCE --store {store_url}", err=True
+            f"Nothing is stored in {store_url}. Add one with: wanstore setup SOURCE --store {store_url}", err=True
         )
 
 
@@ -250,7 +250,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
     if preset and pipeline:
         findings = plan_memory(pipeline, preset, dtype, memory_gib)
         if findings is None:
-            raise click.UsageError("torch finds no GPU here: --memory-gib says how much one has")
+            raise click.UsageError("torch finds no GPU here: give its memory with --memory-gib")
     else:
         findings = examine(folder, pipeline)
     if as_json:

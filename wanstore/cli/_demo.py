@@ -30,7 +30,7 @@ def run_demo(folder: Path, say: Callable[[str], Any]) -> dict[str, Any]:
     store_folder = folder / "store"
     _make_room(store_folder)
     with LoopbackHub() as hub, tempfile.TemporaryDirectory() as workplace:
-        # The Hub client reads these when it is imported: a demo asks nobody but its own Hub.
+        # The Hub client reads these when it is imported: the demo uses only its own Hub.
         os.environ.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1", HF_HOME=workplace, HF_HUB_DISABLE_TELEMETRY="1")
         import wanstore
         from wanstore.testing.tiny_wan import make_tiny_wan
@@ -75,7 +75,7 @@ def _make_room(store_folder: Path) -> None:
     except NotFoundError:
         return
     if manifest.source.location != REPO:
-        raise AlreadyExistsError(f"{store_folder} holds {NAME}, which no demo made", "Name another folder")
+        raise AlreadyExistsError(f"{store_folder} holds {NAME}, which was not made by a demo", "Name another folder")
     store.delete(NAME)
 
 

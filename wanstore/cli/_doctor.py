@@ -52,9 +52,9 @@ def examine(folder: Path, pipeline: Path | None = None) -> dict[str, Any]:
 def plan_memory(
     folder: Path, preset: Preset, dtype: Mapping[str, str], memory_gib: float | None = None
 ) -> dict[str, Any] | None:
-    """The plan by which `load(memory="auto")` would make the preset's clip, and the peaks that it counts on.
+    """The memory plan that `load(memory="auto")` would choose for the preset's clip, and its predicted peaks.
 
-    On a device with so much free memory, or on this machine's GPU, and None without one. The pipeline in `folder` is
+    For a device with `memory_gib` free, or for this machine's GPU; None if there is none. The pipeline in `folder` is
     not loaded. Raises `DeviceMemoryError` when no plan fits.
     """
     free = _free_bytes() if memory_gib is None else int(memory_gib * GIB)
@@ -98,7 +98,8 @@ def measure(folder: Path) -> tuple[dict[str, str], Ceilings | None]:
         sample = tempfile.NamedTemporaryFile(dir=folder, prefix=".wanstore-doctor-")  # noqa: SIM115
     except OSError as error:
         raise AccessError(
-            f"The disk cannot be measured in {folder} ({error.strerror})", "Name a folder that you may write: --folder"
+            f"The disk cannot be measured in {folder} ({error.strerror})",
+            "Choose a folder that you can write to with --folder",
         ) from error
     with sample as file:
         block = os.urandom(_BLOCK_BYTES)

@@ -93,5 +93,5 @@ def plain_memory_errors(clip: ClipSize) -> Iterator[None]:
             raise
         raise DeviceMemoryError(
             f"{clip} takes more memory than is free ({first_line(error)})",
-            "Free some of it, make the clip smaller, or take a larger machine",
+            "Free some memory, make the clip smaller, or use a larger machine",
         ) from error

@@ -1,4 +1,4 @@
-"""How the command line talks to people: progress bars on a terminal, lines elsewhere, tables."""
+"""Terminal output: progress bars on a terminal, lines elsewhere, tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SPEED_SECONDS = 120
-"""What the time left is told from: a denoising step may take half a minute."""
+"""The time left is estimated over this long: a denoising step may take half a minute."""
 
 
 class TerminalProgress:
@@ -81,7 +81,7 @@ class TerminalProgress:
 
 
 def amount_column() -> ProgressColumn:
-    """How far a task is, in its own unit: bytes with their rate, percent, or a count."""
+    """The progress of a task in its unit: bytes with their rate, percent, or a count."""
     from rich.progress import DownloadColumn, ProgressColumn, Task, TransferSpeedColumn
     from rich.text import Text
 

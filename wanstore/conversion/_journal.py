@@ -1,4 +1,4 @@
-"""The journal of a conversion: which shards are whole, so that an interrupted run can go on after them."""
+"""The journal of a conversion: which shards are whole, so that an interrupted run can resume after them."""
 
 from __future__ import annotations
 

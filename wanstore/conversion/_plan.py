@@ -50,7 +50,7 @@ def _model_index(source: Source) -> dict[str, Any]:
                 "Use the repo that ends in -Diffusers: wanstore runs no pickles",
             )
         raise NotFoundError(
-            f"{source.record.location} has no model_index.json: it is no diffusers pipeline",
+            f"{source.record.location} has no model_index.json: it is not a diffusers pipeline",
             "Use a diffusers pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         )
     return _json(source, "model_index.json")
@@ -126,7 +126,7 @@ def _component_tensors(source: Source, component: str) -> list[tuple[str, tuple[
     for file in weight_map.values():
         # A plain name beside the index: anything else could lead out of the source.
         if not isinstance(file, str) or PurePosixPath(file).name != file or not file.endswith(".safetensors"):
-            raise SourceError(f"{index_path} names {file!r}, which is no safetensors file beside it")
+            raise SourceError(f"{index_path} names {file!r}, which is not a safetensors file beside it")
         if f"{component}/{file}" not in source.files:
             raise SourceError(f"{component}/{file} is missing, {index_path} names it", "Fetch the source again")
     shards = [(file, _tensors(source, f"{component}/{file}")) for file in sorted(set(weight_map.values()))]

@@ -1,7 +1,7 @@
 """One streaming pass over a shard: read, cast, measure, hash and write, in a few megabytes of memory.
 
 The output is cut into blocks. A few threads fill blocks, piece by piece in their core's own cache; one thread
-hashes the blocks in order and one writes them. All let go of the GIL for the heavy part, so every core is busy.
+hashes the blocks in order and one writes them. All release the GIL for the heavy part, so that every core is busy.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def convert_shard(
 ) -> WrittenShard:
     """Write `shard` from the file `source` to the file `target`, and force it to the disk.
 
-    `advance` hears of source bytes as they are done. Raises `SourceError` when the source ends early, and
+    `advance` receives the source bytes that are done. Raises `SourceError` when the source ends early, and
     `OSError` when the target cannot be written.
     """
     totals = [TensorStatistics() for _ in shard.reads]
@@ -170,7 +170,7 @@ def _blocks(shard: OutputShard) -> Iterator[_Block]:
 
 
 class _Filler:
-    """Fills blocks; any number of threads may do so at once, each with buffers of its own."""
+    """Fills blocks; any number of threads may do so at once, each with its own buffers."""
 
     def __init__(self, shard: OutputShard, reader: _Reader, *, clamp: bool) -> None:
         self._shard = shard
@@ -238,7 +238,7 @@ class _Reader:
 
 
 class _Writer:
-    """Writes blocks in a thread of its own: past the page cache where the file system allows it.
+    """Writes blocks in its own thread: past the page cache where the file system allows it.
 
     O_DIRECT saves a copy and the wait for write-back at the end; it wants whole pages, so a tail goes the
     ordinary way.

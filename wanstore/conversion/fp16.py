@@ -2,7 +2,7 @@
 
 Every floating tensor is stored as F16, integer tensors as they are. One pass over each source shard; the
 next one is fetched meanwhile, and a fetched copy is dropped when it is done. A journal in the scratch folder
-lets an interrupted conversion go on after the last whole shard.
+lets an interrupted conversion resume after the last whole shard.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Fp16Converter(Converter):
         journal = Journal(scratch / "journal.jsonl", digest_of({"plan": _fingerprint(plan), "options": self.options}))
         written = journal.whole_shards(target)
         if written:
-            progress.message(f"Going on: {len(written)} of {len(plan.shards)} shards are already converted")
+            progress.message(f"Resuming: {len(written)} of {len(plan.shards)} shards are already converted")
         todo = [shard for shard in plan.shards if shard.path not in written]
         progress.start("convert", sum(read.size_bytes for shard in todo for read in shard.reads))
         with _fetched_ahead(plan.source, todo, scratch / "source", progress) as fetched:

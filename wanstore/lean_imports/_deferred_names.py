@@ -2,7 +2,7 @@
 
 Each entry was looked at: a function or class that is called, subclassed or looked for by isinstance, or a
 registry that is looked things up in; and only in features other than building, moving and running a pipeline.
-A release that imports other names gets those as ever, which costs time and nothing else.
+A release that imports other names gets the real ones, which only costs time.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def make_proxies() -> dict[str, Mapping[str, Any]]:
         module: {name: NameProxy(module, name) for name in names.split()} for module, names in listed.items()
     }
     made["scipy"] = {"integrate": ModuleProxy("scipy.integrate")}
-    # The modules that fill this registry are put off: it is taken from the one that imports them both.
+    # The modules that fill this registry are deferred: take it from the one that imports both.
     styles = NameProxy("transformers.integrations.tensor_parallel", "ALL_PARALLEL_STYLES")
     made["transformers.distributed.parallel_utils"]["ALL_PARALLEL_STYLES"] = styles
     return dict(made)

@@ -1,7 +1,7 @@
 """PyTorch's compiler, `torch._dynamo`, kept out until somebody compiles something.
 
 Libraries import it, and with it sympy and half of torch, to mark a few functions for it at their top. The marks
-are kept and made up for when it is imported; and while it is not, nothing is compiled, so nobody need import it
+are kept and applied when it is imported. Until then nothing is compiled, so nobody needs to import it
 to ask whether something is.
 """
 
@@ -22,12 +22,12 @@ _DYNAMO = "torch._dynamo"
 _MARKS = ("allow_in_graph", "assume_constant_result")
 """Decorators that return what they are given."""
 _KEPT: list[tuple[str, Any]] = []
-"""Marks and what they were put on, to be made up for: the compiler belongs to the whole process too."""
+"""Marks and what they were put on, to be applied later. Like the compiler, this belongs to the whole process."""
 
 
 @contextmanager
 def dynamo_deferred(names: dict[str, Mapping[str, Any]]) -> Iterator[None]:
-    """While the block runs, marks are kept; from then on `torch._dynamo` is imported when it is used in earnest.
+    """While the block runs, marks are kept; after it `torch._dynamo` is imported when it is first used.
 
     `names` gets the proxies for what is imported from it.
     """

@@ -22,7 +22,7 @@ _STOOD_FOR: set[str] = set()
 class NameProxy:
     """Stands for a function, class or mapping of a module: whatever is done with it is done with the real one.
 
-    What is an instance of the class can be told without it: as long as nobody has imported it, nothing is.
+    Instance checks do not import the class: as long as nobody has imported it, nothing is an instance.
     """
 
     def __init__(self, module: str, name: str) -> None:
@@ -110,7 +110,7 @@ def importing_proxies(
     """While the block runs, imports of `modules`, and of `names` from modules, get proxies instead.
 
     That holds for import statements in the packages `importers` alone. A module that is imported already, or
-    is not installed, is imported as ever, and so is a statement that asks for any other name.
+    is not installed, is imported as usual, and so is a statement that asks for any other name.
     """
     plain_import = builtins.__import__
 
@@ -192,7 +192,7 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
 
 
 class _AfterImport:
-    """A finder that finds as the others do, and sees to it that something is done when the import is over.
+    """A finder that leaves finding to the others, and runs an action after the import.
 
     It stays in `sys.meta_path`: other threads may be going through that.
     """

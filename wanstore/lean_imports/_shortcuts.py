@@ -1,4 +1,4 @@
-"""Answers that diffusers and transformers ask for when they are imported, given without the work behind them."""
+"""Shortcuts for questions that diffusers and transformers ask when they are imported."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def load_folder(
             from wanstore.building._attention import check_known
             from wanstore.loading._activate import fill, make_ready
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
-        with deferred_imports():  # libraries go on importing while they build
+        with deferred_imports():  # libraries import more while they build
             models = _skeletons(folder, files, dtypes, clock)
             origin = Origin(folder, manifest, attention, dtypes, memory)
             if origin.attention:
@@ -88,7 +88,7 @@ def _check_arguments(device: Any, weights: str, *, verify: bool, sealed: bool) -
     if weights not in ("resident", "deferred"):
         raise NotSupportedError(f"Weights can't be {weights!r}", "Choose resident or deferred")
     if weights == "deferred" and str(device or "cpu") != "cpu":
-        raise NotSupportedError("Deferred weights are on no device yet", "Name the device to activate")
+        raise NotSupportedError("Deferred weights have no device yet", "Name the device to activate")
     if verify and not sealed:
         raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
 

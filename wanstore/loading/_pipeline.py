@@ -48,7 +48,7 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
     _prompts: OrderedDict[str, torch.Tensor]
 
     def __new__(cls, *_: Any, **__: Any) -> Self:
-        """Diffusers reads a pipeline's components off the signature of `__init__`, so that stays its own."""
+        """Set here, because diffusers takes a pipeline's components from the signature of `__init__`."""
         self: Self = super().__new__(cls)
         self.lock, self._prompts = threading.RLock(), OrderedDict()
         return self
@@ -129,7 +129,7 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
         key = repr((prompt, args, sorted(kwargs.items())))
         if key not in self._prompts:
             self._schedule.enter("text_encoding")
-            with torch.no_grad():  # a graph behind them would keep the text encoder's weights
+            with torch.no_grad():  # a graph would keep the text encoder's weights
                 self._prompts[key] = super()._get_t5_prompt_embeds(prompt, *args, **kwargs)
         self._prompts.move_to_end(key)
         if len(self._prompts) > _KEPT_PROMPTS:

@@ -71,9 +71,7 @@ class MemoryEstimate:
         try:
             return cls.of(weights, configs, dtypes)
         except KeyError as error:
-            raise DamagedError(
-                f"{folder}: a config.json does not say {error}", "Run setup again with --replace"
-            ) from error
+            raise DamagedError(f"{folder}: a config.json lacks {error}", "Run setup again with --replace") from error
 
     def peaks(self, plan: MemoryPlan, clip: ClipSize) -> dict[str, int]:
         """Peak bytes of each phase, as torch's allocator counts them."""

@@ -7,7 +7,7 @@ import attrs
 HALO = 13
 """Latent pixels around a tile that its pixels depend on.
 
-Each 3 × 3 convolution behind the VAE's attention reaches one pixel further. With six of them at each of four scales,
+Each 3 × 3 convolution after the VAE's attention reaches one pixel further. With six of them at each of four scales,
 one in each upsampling and one at the end it is 6 + 0.5 + 3 + 0.25 + 1.5 + 0.125 + 0.75 + 0.125 = 12.25.
 """
 
@@ -31,7 +31,7 @@ class Tile:
 
 
 def cut(height: int, width: int, count: int) -> list[Tile]:
-    """`count` tiles of height × width latent pixels, in those rows and columns by which the fewest are decoded."""
+    """`count` tiles of height × width latent pixels, in the rows and columns that decode the fewest pixels."""
     grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
     return min((_grid(height, width, *grid) for grid in grids), key=lambda tiles: max(tile.pixels for tile in tiles))
 

@@ -5,7 +5,7 @@ upsampling goes through float32, so does every norm; each convolution copies its
 it and zeros around it; each latent frame copies the whole clip so far. Leaving that out changes no bit.
 
 In tiles it takes less still. A tile is decoded with as much around it as its pixels depend on, and the attention,
-by which each depends on all, is done before: so there are no seams, and nothing to blend.
+in which each pixel depends on all, is done before. So there are no seams, and nothing to blend.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _put(frames: torch.Tensor, tile: Tile, out: torch.Tensor) -> None:
 
 
 def _through_middle(decoder: Any, x: torch.Tensor, cache: list[Any]) -> torch.Tensor:
-    """One latent frame up to the attention and the block behind it, as `WanDecoder3d.forward` has it."""
+    """One latent frame up to the attention and the block after it, as `WanDecoder3d.forward` has it."""
     kept = x.clone()
     if cache[0] is not None:
         kept = torch.cat([cache[0][:, :, -1:], kept], dim=2)

@@ -129,7 +129,8 @@ class LocalStore(WeightStore):
             lock.acquire(timeout=wait_seconds)
         except Timeout:
             raise BusyError(
-                f"Another run is writing {name!r} in {self.root}", "Wait until it is done, or stop it, and try again"
+                f"Another process is writing {name!r} in {self.root}",
+                "Wait until it is done, or stop it, and try again",
             ) from None
         try:
             yield
@@ -178,7 +179,7 @@ def _path(location: str) -> str:
         return location
     url = urlsplit(location)
     if url.netloc not in ("", "localhost") or not location.startswith("file://"):
-        raise NotSupportedError(f"{location} is no folder of this machine", "Write file:///FOLDER, or a plain path")
+        raise NotSupportedError(f"{location} is not a folder on this machine", "Write file:///FOLDER, or a plain path")
     return unquote(url.path)
 
 

@@ -90,7 +90,7 @@ class ConverterTests:
     def test_the_result_names_every_file_with_its_hash(
         self, converter: Converter, source: FolderSource, tmp_path: Path
     ) -> None:
-        """What the manifest will say is what lies there, no file more or less."""
+        """The manifest will list exactly the files that are there."""
         target = tmp_path / "target"
         converted = converter.convert(converter.plan(source), target)
         lying = {path.relative_to(target).as_posix(): path for path in target.rglob("*") if path.is_file()}

@@ -12,7 +12,7 @@ from wanstore.manifest import MANIFEST_NAME, ConversionRecord, FileEntry, Manife
 
 
 def manifest_of(folder: Path, name: str, recipe: str = "recipe", notes: Mapping[str, str] | None = None) -> Manifest:
-    """A manifest that fits what lies in `folder`."""
+    """A manifest that fits the contents of `folder`."""
     found = {path: status for path, status in sorted(files_below(folder).items()) if path != MANIFEST_NAME}
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         hashes = pool.map(hash_file, [folder / path for path in found])

@@ -29,7 +29,7 @@ FILES = {"model_index.json": b'{"_class_name": "WanPipeline"}', "vae/weights.saf
 
 
 def fill(stage: Stage, files: dict[str, bytes] | None = None) -> None:
-    """Write `files` (a small made-up pipeline by default) into a stage."""
+    """Write `files` (a small made-up pipeline by default) into a staging area."""
     for path, content in (FILES if files is None else files).items():
         (stage.path / path).parent.mkdir(parents=True, exist_ok=True)
         (stage.path / path).write_bytes(content)
@@ -45,7 +45,7 @@ def put(store: WeightStore, name: str, *, recipe: str = "recipe", replace: bool 
 
 
 class WeightStoreTests:
-    """The behaviour suite; override the `store` fixture, and `stored_folder` where files lie elsewhere."""
+    """The behaviour suite; override the `store` fixture, and `stored_folder` if files are elsewhere."""
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> WeightStore:
@@ -78,7 +78,7 @@ class WeightStoreTests:
         assert {path: (folder / path).read_bytes() for path in FILES} == FILES
 
     def test_nothing_is_seen_before_the_seal(self, store: WeightStore) -> None:
-        """A stage is invisible, however full it is."""
+        """A staging area is invisible, however full it is."""
         with store.stage("w") as stage:
             fill(stage)
             assert store.list() == []
@@ -86,7 +86,7 @@ class WeightStoreTests:
                 store.manifest("w")
 
     def test_leaving_the_stage_unsealed_discards_it(self, store: WeightStore) -> None:
-        """The next stage of the name starts empty."""
+        """The next staging area of that name starts empty."""
         with store.stage("w", resume="key") as stage:
             fill(stage)
         with store.stage("w", resume="key") as stage:
@@ -145,7 +145,7 @@ class WeightStoreTests:
         assert store.verify("w").ok
 
     def test_a_manifest_that_does_not_fit_the_files_is_not_sealed(self, store: WeightStore) -> None:
-        """A seal over a missing or longer file would be a lie."""
+        """Sealing refuses a folder with a missing or longer file."""
         with pytest.raises(DamagedError), store.stage("w") as stage:
             fill(stage)
             manifest = manifest_of(stage.path, "w")
@@ -160,7 +160,7 @@ class WeightStoreTests:
         assert report.ok and (report.files, report.size_bytes) == (len(FILES), manifest.size_bytes)
 
     def test_verify_names_damaged_missing_and_extra_files(self, store: WeightStore) -> None:
-        """One flipped bit, one lost file and one stray file are each told apart."""
+        """One flipped bit, one lost file and one stray file are each reported."""
         with store.stage("w") as stage:
             fill(stage, {"a": b"aaaa", "b": b"bbbb", "c": b"cccc"})
             stage.seal(manifest_of(stage.path, "w"))

@@ -12,14 +12,14 @@ from wanstore.transfer._layout import Chunk
 
 @attrs.frozen
 class Times:
-    """Seconds that went by with waiting: for bytes to be read, and for the device to have copied them."""
+    """Seconds spent waiting for bytes to be read, and for the device to copy them."""
 
     read_seconds: float
     wait_seconds: float
 
 
 class ChunkQueue:
-    """A queue of chunks, for several threads; `advance` hears of the bytes of each that is done."""
+    """A queue of chunks, for several threads; `advance` receives the size of each chunk that is done."""
 
     def __init__(self, chunks: Iterable[Chunk], advance: Callable[[int], None] = lambda _: None) -> None:
         self._chunks = deque(chunks)
@@ -29,7 +29,7 @@ class ChunkQueue:
         return len(self._chunks)
 
     def take(self) -> Chunk | None:
-        """The next chunk; None when there is no more, or no more shall be moved."""
+        """The next chunk; None if there is none, or the queue was stopped."""
         try:
             return self._chunks.popleft()
         except IndexError:
@@ -40,5 +40,5 @@ class ChunkQueue:
         self._advance(chunk.stop - chunk.start)
 
     def stop(self) -> None:
-        """There is nothing more to take."""
+        """Drop the chunks that are left."""
         self._chunks.clear()

@@ -1,7 +1,7 @@
-"""The few calls of NVIDIA's driver that moving a chunk to a GPU takes.
+"""The few calls of NVIDIA's driver that moving a chunk to a GPU needs.
 
-torch has all of them, but lets go of the interpreter's lock in every one, and takes some time over each. Called
-through ctypes, the quick ones keep it.
+torch has all of them, but releases the interpreter's lock in each one and is slower. Called through ctypes, the quick
+ones keep the lock.
 """
 
 from __future__ import annotations

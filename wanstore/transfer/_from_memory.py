@@ -14,7 +14,10 @@ from wanstore.transfer._transfer import Transfer
 
 
 class MemoryTransfer:
-    """Tensors under way; leaving the block ends it, finished or not. Those that share a storage still do."""
+    """Tensors on their way to a device. Leaving the block ends the transfer, finished or not.
+
+    Tensors that share a storage still do afterwards.
+    """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], device: torch.device) -> None:
         self._tensors, self._device = tensors, device

@@ -11,7 +11,7 @@ from wanstore._safetensors_format import ITEM_BYTES, TENSOR_ALIGNMENT, Tensor
 CHUNK_BYTES = 8 << 20
 """Read and moved at a time. From 4 MiB on a PCIe 5 link runs at its full rate; of larger ones there are fewer."""
 DISK_CHUNK_BYTES = 32 << 20
-"""The same for what a disk has to read: there it is bytes under way that count."""
+"""The same for reads from a disk, which is faster the more bytes are requested at once."""
 FLOAT16, FLOAT32 = "F16", "F32"
 
 
@@ -128,7 +128,7 @@ def lay_out_buffers(sizes: Sequence[int]) -> BufferLayout:
 
 
 def _follows(part: Part, before: Part, item_bytes: int) -> bool:
-    """Whether it lies right behind, in the file and in the buffer."""
+    """Whether the part follows the other directly, in the file and in the buffer."""
     elements = (before.stop - before.start) // item_bytes
     return (part.buffer, part.start, part.element) == (before.buffer, before.stop, before.element + elements)
 

@@ -1,4 +1,4 @@
-"""What of a file the kernel already holds in memory, and getting it to hold more of it before it is asked for."""
+"""Which parts of a file are in the page cache, and reading the others into it ahead of time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LOOKS = 16
 def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool]:
     """Whether each span (first byte, end) of a file is in page cache, judged by its last page.
 
-    The first one says little: reading a file's header brings it in, and some behind it.
+    The first page says little: reading a file's header brings it in, and some after it.
 
-    Where it can't be asked all are said to be: then they are read through the cache, as ever. The kernel
+    Where this cannot be determined, all count as cached: then they are read through the cache, as usual. The kernel
     answers the same to somebody who could not write the file (mincore(2)).
     """
     size = os.fstat(descriptor).st_size
@@ -62,7 +62,7 @@ class ReadAhead:
     """While the block runs, threads read what of the files is not in page cache yet, in order, and drop it.
 
     It fills the time until the bytes have somewhere to go: importing torch alone takes seconds. Where a file
-    system caches nothing, nothing is gained or lost. Faults are left to whoever reads the bytes in earnest.
+    system caches nothing, nothing is gained or lost. Faults are left to the transfer that reads the bytes afterwards.
     """
 
     def __init__(self, files: Iterable[WeightFile]) -> None:

@@ -1,4 +1,4 @@
-"""Many reads under way at once, each into a slot of its own: by the C library's threads, or by Python's."""
+"""Many reads in progress at once, each into its own slot: by the C library's threads, or by Python's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THREADS = 16
 
 
 class ReadQueue(Protocol):
-    """Fills slots with chunks. A slot is known by its number, and has at most one read under way."""
+    """Fills slots with chunks. A slot is known by its number, and has at most one read in progress."""
 
     def start(self, slot: int, chunk: Chunk) -> None:
         """Begin to read the chunk into the slot."""
@@ -30,7 +30,7 @@ class ReadQueue(Protocol):
         """
 
     def close(self) -> None:
-        """Return when nothing is under way any more."""
+        """Return when no read is in progress."""
 
 
 class ThreadReadQueue:
@@ -97,7 +97,7 @@ class AioReadQueue:
     """By the threads that the C library keeps for POSIX asynchronous I/O. Raises `NotSupportedError` without glibc.
 
     They need no interpreter: sixteen threads of Python's hand its lock around for every chunk, and took a third
-    longer for a load. The library reads one descriptor once at a time, so each slot has its own.
+    longer for a load. The library does one read at a time for each descriptor, so each slot has its own.
     """
 
     def __init__(self, reader: FileReader, slots: list[memoryview]) -> None:

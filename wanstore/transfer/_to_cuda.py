@@ -1,4 +1,4 @@
-"""Chunks to buffers on a GPU: through a ring of pinned memory, from which the device copies on its own."""
+"""Chunks to buffers on a GPU, through a ring of slots in pinned memory that the device copies from."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from wanstore.transfer._readers import Reader, slot_bytes
 from wanstore.transfer._to_host import DTYPES, elements_of
 
 SLOTS, DISK_SLOTS = 16, 8
-"""Chunks of pinned memory, each being read, or under way to the device: 128 MiB, which is pinned in no time.
+"""Slots of pinned memory, each being read into or copied from: 128 MiB, which is quickly pinned.
 
-From a disk it is 256 MiB, of larger chunks.
+From a disk it is 256 MiB, in larger chunks.
 """
 
 
@@ -30,7 +30,7 @@ From a disk it is 256 MiB, of larger chunks.
 def move_to_cuda(
     reader: Reader, layout: BufferLayout, buffers: list[torch.Tensor], queue: ChunkQueue
 ) -> Iterator[Times]:
-    """Move all chunks before the block; what that took is put away after it. Casts happen on the device.
+    """Move all chunks before the block, and release the memory used after it. Casts happen on the device.
 
     Raises `DamagedError` or `DeviceError`.
     """
@@ -73,7 +73,7 @@ def _pump(queue: ChunkQueue, ring: Ring, reads: ReadQueue, copies: Copies) -> Ti
 
 
 class Ring:
-    """Slots of memory, one behind the other, that is pinned before the first copy from it.
+    """Slots of memory, one after the other, pinned before the first copy.
 
     Pinning pages that are there already, and huge ones at that, is ten times as quick as asking the driver for
     pinned memory: so the first chunks are read into it before.
@@ -121,7 +121,7 @@ class Ring:
 
 
 class Copies:
-    """From slots to buffers, in a stream of its own."""
+    """Copies from slots to buffers, in their own stream."""
 
     def __init__(self, layout: BufferLayout, buffers: list[torch.Tensor], ring: Ring, driver: CudaDriver) -> None:
         self._layout, self._buffers, self._ring, self._driver = layout, buffers, ring, driver

@@ -22,7 +22,7 @@ from wanstore.transfer._to_host import DTYPES, move_to_host
 
 
 class Transfer:
-    """Moves all chunks of a layout; begins with the block, and goes on while the block does other things.
+    """Moves all chunks of a layout. It begins with the block, and continues while the block does other things.
 
     `tensors()` waits for the end. Leaving the block early stops the threads; none outlives it, and neither
     does anything that they opened. Host memory: a few dozen chunks.
@@ -115,7 +115,7 @@ class Transfer:
             move = move_to_cuda if self._device.type == "cuda" else move_to_host
             with move(self._reader, self._layout, self._buffers, self._queue) as self._times:
                 self._reader.finish()
-                self._end()  # what the move still has to put away need not be waited for
+                self._end()  # releasing the memory used need not be waited for
         except BaseException as error:  # noqa: BLE001  it is raised where somebody waits for it
             self._buffers.clear()
             # A traceback would keep frames alive, and with them gigabytes of buffers.
@@ -139,7 +139,7 @@ def _told(error: BaseException, device: torch.device, needed_bytes: int) -> Base
     if lacks_memory(error):
         return DeviceMemoryError(
             f"{device} has no room for {needed_bytes / 1e9:.1f} GB of weights{_free(device)}",
-            "Free some of it, or use a larger one",
+            "Free some memory, or use a larger device",
         )
     if isinstance(error, RuntimeError):
         return DeviceError(f"{device} failed while weights were moved to it ({first_line(error)})",

@@ -51,7 +51,7 @@ def open_weight_file(path: Path) -> Iterator[WeightFile]:
     """One file, its header read; raises `DamagedError` when it is no well-formed safetensors file."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
-            raise DamagedError(f"{path} is no regular file")
+            raise DamagedError(f"{path} is not a regular file")
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error.strerror})", _REPAIR) from error

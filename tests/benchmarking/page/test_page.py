@@ -59,7 +59,7 @@ def test_the_json_lies_beside_the_page(tmp_path: Path) -> None:
 
 def test_a_page_does_not_replace_its_own_json(tmp_path: Path) -> None:
     """It is refused before either is written."""
-    with pytest.raises(NotSupportedError, match=r"where its JSON goes\. Name the page, as report\.md"):
+    with pytest.raises(NotSupportedError, match=r"where its JSON goes\. Name the page something like report\.md"):
         page.write(FULL, tmp_path / "report.json")
     assert not list(tmp_path.iterdir())
 
@@ -132,7 +132,7 @@ def test_an_l4_is_estimated_and_marked_as_not_measured(tmp_path: Path) -> None:
     """In a table of its own, with its assumptions; for the presets that failed here too."""
     found = section(written(FULL, tmp_path), "An L4, by arithmetic: not measured")
     assert cells(found, "480p/3s")[:3] == ["12.9", "257", "3.6 to 5.4"] and cells(found, "720p/10s")[1] == "–"
-    assert "No figure of the L4 was measured" in found and "40 to 60 TFLOP/s" in found
+    assert "Nothing here was measured on an L4" in found and "40 to 60 TFLOP/s" in found
 
 
 def test_an_l4_is_not_estimated_where_it_says_nothing(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
         for backend in CANDIDATES:
             try:
                 found[backend] = _seconds(pipe, backend, query)
-            except Exception:  # noqa: BLE001, S112  a backend fails in its own ways: absent, built for another GPU
+            except Exception:  # noqa: BLE001, S112  backends fail in many ways: absent, built for another GPU
                 continue
     del query
     torch.cuda.empty_cache()

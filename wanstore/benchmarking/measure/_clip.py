@@ -26,7 +26,7 @@ PROMPT = "Two anthropomorphic cats in comfy boxing gear fight intensely on a spo
 _PHASE_ENDED = {
     "encode": None, "encoded": "text_encoding", "decode": "denoising", "frames": "decoding", "decoded": None,
 }  # fmt: skip
-"""The phase that ends at a mark; None where nothing ends but what lies between phases."""
+"""The phase that ends at a mark; None where only the time between phases ends."""
 
 
 def measure_clip(
@@ -39,10 +39,10 @@ def measure_clip(
     watch: Watch | None = None,
     warm_up: bool = False,
 ) -> tuple[Round, numpy.ndarray[Any, Any]]:
-    """Make one clip and write it away; its phases, and its frames (frames × height × width × 3, 0 to 1).
+    """Make one clip and write it to a file; return its phases and frames (frames × height × width × 3, 0 to 1).
 
-    Stages are told apart by marks in the device's stream, so that nothing waits for being measured. `watch` hears of
-    them as they end. `take` is a number in the prompt. Of a `warm_up` one frame is written: that sets up what writes,
+    Phases are separated by events in the device's stream, so that measuring waits for nothing. `watch` is called as
+    each one ends. `take` is a number in the prompt. Of a `warm_up` one frame is written: that sets up what writes,
     and the others take many seconds that nobody counts.
     """
     clock = _Clock(pipe.device)
@@ -76,21 +76,21 @@ def measure_clip(
 
 @contextlib.contextmanager
 def watch_memory(device: torch.device) -> Iterator[Watch]:
-    """While the block runs; what is given tells the peaks since it began, and the energy."""
+    """Watch memory and energy while the block runs. The result gives the peaks since the block began."""
     with watch_device(device) as gpu:
         if device.type == "cuda":
             import torch
 
             torch.cuda.reset_peak_memory_stats(device)
         else:
-            with contextlib.suppress(OSError):  # proc(5), clear_refs: only Linux lets a process start its peak anew
+            with contextlib.suppress(OSError):  # proc(5), clear_refs: only Linux lets a process reset its peak
                 Path("/proc/self/clear_refs").write_text("5")
         yield Watch(device, gpu)
 
 
 @attrs.define
 class Watch:
-    """A device that is watched; `gpu` is None where NVML does not tell.
+    """A device that is being watched; `gpu` is None without NVML.
 
     `phase_peaks_gib` is what torch's allocator handed out at most in each phase that has ended; empty on a CPU.
     """

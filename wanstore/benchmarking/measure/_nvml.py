@@ -1,6 +1,6 @@
 """What the NVIDIA driver knows of a GPU and torch does not: all memory in use, and the energy spent. By NVML.
 
-nvidia-ml-py is optional, and not every GPU tells everything: what cannot be known is None.
+nvidia-ml-py is optional, and not every GPU reports everything: what is unknown is None.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _SAMPLE_SECONDS = 0.05
 
 
 class DeviceWatch:
-    """Looks at one GPU's memory every 50 ms while `run` runs in a thread of its own."""
+    """Samples one GPU's memory every 50 ms while `run` runs in its own thread."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
@@ -73,7 +73,7 @@ def driver_version() -> str | None:
 
 
 def _handle(nvml: Any, device: Any) -> Any:
-    """NVML counts all GPUs, torch those it was told of: they agree on a GPU's UUID only."""
+    """NVML numbers all GPUs, torch only the visible ones: the UUID is what both know."""
     import torch
 
     try:

@@ -60,7 +60,7 @@ class PipelineBenchmarker(Benchmarker):
         return BenchmarkReport(describe(self.pipe.device), rows)
 
     def measure(self, preset: Preset, progress: Progress) -> BenchmarkRow:
-        """One row; what goes wrong is told in it."""
+        """Measure one preset. A failure is reported in the row."""
         with watch_memory(self.pipe.device) as watch:
             try:
                 return self._measure(preset, watch, progress)
@@ -78,7 +78,7 @@ class PipelineBenchmarker(Benchmarker):
         short = attrs.evolve(counted, steps=min(WARM_UP_STEPS, counted.steps))
         measured, ends = [], []
         joules = watch.joules()
-        # Embeddings of a prompt may be kept, so each clip has one of its own. A service's negative prompt is always the
+        # Embeddings of a prompt may be kept, so each clip has its own prompt. A service's negative prompt is always the
         # same, so that of all clips is too. Takes count down: the last clip, which others are compared with, is take 1.
         for take in range(self.warmup + self.rounds, 0, -1):
             if take == self.rounds:
@@ -94,7 +94,7 @@ class PipelineBenchmarker(Benchmarker):
         row = BenchmarkRow(
             preset,
             rounds=rounds,
-            memory=watch.peaks(),  # before frames are looked at, which takes memory of its own
+            memory=watch.peaks(),  # before the frames are examined, which takes memory too
             energy_joules=_energy(joules, spent, rounds, preset),
             quality=self._examine(frames, counted),
             first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,

@@ -42,7 +42,7 @@ FROZEN_CHANGE = 0.5 / 255
 """Frames that differ nowhere by half of a level are the same frame in an 8-bit file. Even a still scene moves more."""
 
 PSNR_CEILING = 100.0
-"""In dB; stands for the infinity of equal clips, which JSON can't tell. Rounding to 8 bits alone gives 59."""
+"""In dB; stands for the infinity of equal clips, which JSON cannot hold. Rounding to 8 bits alone gives 59."""
 
 SSIM_FRAMES = 9
 """Evenly spaced over the clip: a 720p frame takes a tenth of a second or more, too long for each of 161."""
@@ -62,8 +62,8 @@ def examine(frames: Frames, preset: Preset, reference: Frames | None = None) -> 
     """Hard failures and scores of a clip (frames × height × width × 3, floats from 0 to 1).
 
     `reference` is the clip of the same prompt and seed by other weights, dtype or attention, such floats too or 8-bit
-    levels; with it come `psnr` and `ssim`. A score that can't be told is in `missing` with why. Memory stays at a few
-    frames beside the clip's own.
+    levels; with it come `psnr` and `ssim`. A score that cannot be computed is in `missing`, with the reason. Needs the
+    memory of a few frames besides the clip's own.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype.kind != "f" or not frames.size:
         what = f"The clip is {_shape(frames)} of {frames.dtype}, not frames × height × width × 3 floats"

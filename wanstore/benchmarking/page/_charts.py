@@ -83,7 +83,7 @@ def _peak(row: BenchmarkRow) -> str:
 
 
 def _canvas(names: list[str]) -> tuple[Figure, Axes]:
-    """A line for each name, from the top. A figure of its own: pyplot's global state is the caller's."""
+    """Axes with a line for each name, from the top. pyplot is not used: its global state is the caller's."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 

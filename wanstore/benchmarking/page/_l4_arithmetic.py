@@ -15,7 +15,7 @@ _LAYERS, _WIDTH, _FEED_FORWARD, _TEXT_TOKENS = 30, 1536, 8960, 512
 
 @attrs.frozen
 class Estimate:
-    """Seconds of a clip's denoising on a GPU that reaches so much: the quick end of the range and the slow one."""
+    """Seconds of a clip's denoising at the quick and the slow end of a range of TFLOP/s."""
 
     preset: Preset
     petaflop: float

@@ -50,7 +50,7 @@ def clip_of(preset: Preset) -> str:
 
 
 def result_of(row: BenchmarkRow) -> str:
-    """`ok`, or what went wrong; tells when fewer steps were measured than the preset has."""
+    """`ok`, or what went wrong; says so if fewer steps were measured than the preset has."""
     if row.worked and row.extrapolated:
         return f"ok, {len(row.rounds[0].steps)} of {row.preset.steps} steps measured"
     return row.status

@@ -60,9 +60,9 @@ def results(report: BenchmarkReport, prices: Prices) -> list[str]:
         rows.append([f"**{row.preset.name}**", result_of(row), clip, step, peak, dollars])
     head = ["preset", "result", "#s a clip, p50 / p95", "#s a step", "#peak GiB, torch / device", "#$ a clip"]
     notes = [f"- **{row.preset.name}**: {'; '.join(_notes(row))}." for row in report.rows]
-    told = "≈ is extrapolated: fewer steps were measured, and the rest is counted at their median."
+    note = "≈ is extrapolated: fewer steps were measured, and the rest is counted at their median."
     extrapolated = any(row.worked and row.extrapolated for row in report.rows)
-    return ["## Results", "", *table(head, rows), "", *([told, ""] if extrapolated else []), *notes, ""]
+    return ["## Results", "", *table(head, rows), "", *([note, ""] if extrapolated else []), *notes, ""]
 
 
 def phases(report: BenchmarkReport, pictures: Mapping[str, str] | None) -> list[str]:
@@ -200,8 +200,8 @@ def estimates(report: BenchmarkReport, prices: Prices) -> list[str]:
         "- speed of memory, clock under load and attention backend are not looked at, nor whether it fits in memory;",
         f"- the container has {prices.cores:g} cores and {prices.memory_gib:g} GiB, and is up.",
     ]
-    told = "**No figure of the L4 was measured.** It is arithmetic, and assumes:"
-    return ["## An L4, by arithmetic: not measured", "", *table(head, rows), "", told, "", *assumptions, ""]
+    note = "**Nothing here was measured on an L4.** It is arithmetic, and assumes:"
+    return ["## An L4, by arithmetic: not measured", "", *table(head, rows), "", note, "", *assumptions, ""]
 
 
 def how(report: BenchmarkReport) -> list[str]:
@@ -210,7 +210,7 @@ def how(report: BenchmarkReport) -> list[str]:
     cap = environment.memory_cap_gib
     facts = {
         "device": f"{environment.device}, {environment.memory_gib:.1f} GiB",
-        "memory": f"torch held to {cap:g} GiB, in place of a GPU with so much" if cap is not None else "all of it",
+        "memory": f"torch held to {cap:g} GiB, to stand in for a GPU of that size" if cap is not None else "all of it",
         "machine": environment.machine,
         "measured at": environment.measured_at,
         "weights": environment.weights,

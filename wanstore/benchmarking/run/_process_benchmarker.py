@@ -28,12 +28,12 @@ from wanstore.memory._plan import check_memory
 from wanstore.presets import Preset
 
 ALL = "all presets"
-"""The progress's task that stands for the whole run."""
+"""The progress task of the whole run."""
 
 
 @attrs.frozen
 class ProcessBenchmarker(Benchmarker):
-    """Measures presets on the sealed pipeline in a local `folder`, each in a process that loads it anew.
+    """Measures presets on the sealed pipeline in a local `folder`, each in a process that loads it again.
 
     `rounds`, `warmup` and `steps` are as for `PipelineBenchmarker`. `dtype` and `memory` are as for `wanstore.load`,
     and raise what it raises, but that a plan can't be given. `attention` is as for `wanstore.load`, or `auto`: then the
@@ -41,11 +41,11 @@ class ProcessBenchmarker(Benchmarker):
     much of the GPU. A preset that takes longer than `timeout_seconds`, loading included, is stopped.
 
     With a `report` path, pictures go into `assets/STEM` beside it, and rows are saved as they come in
-    `STEM.partial.json`. A run that was stopped finds them there and measures what is missing, if all that figures
-    depend on is the same; timeouts and crashes are tried again. `fresh` measures everything again.
+    `STEM.partial.json`. A stopped run finds them there and measures what is missing, as long as everything that the
+    figures depend on is the same. Timeouts and crashes are tried again. `fresh` measures everything again.
 
     Each preset's last clip is saved in the folder `keep_clips`; a preset of a stopped run whose clip is not there is
-    measured again. With `reference`, a folder that another run has kept its clips in, rows tell how much they differ.
+    measured again. With `reference`, a folder that another run has kept its clips in, rows say how much they differ.
     """
 
     folder: Path
@@ -99,41 +99,41 @@ class ProcessBenchmarker(Benchmarker):
         for name in rows:
             progress.message(f"{name} was measured before by this recipe: not measured again")
         missing = [preset for preset in presets if preset.name not in rows]
-        whole = _Whole(progress, {preset.name: self._work(preset) for preset in missing})
+        overall = _OverallProgress(progress, {preset.name: self._work(preset) for preset in missing})
         with contextlib.suppress(KeyboardInterrupt):
             for preset in missing:
-                row = self._measure(preset, whole)
+                row = self._measure(preset, overall)
                 rows[preset.name] = row
                 saved.keep(keys[preset.name], row)
-                whole.done(preset.name)
+                overall.done(preset.name)
                 progress.message(f"{preset.name}: {_in_short(row)}")
         progress.finish(ALL)
         if all(saved.get(key) for key in keys.values()):
-            saved.drop(keys.values())  # nothing is left to go on with
+            saved.drop(keys.values())  # there is nothing left to resume
         return BenchmarkReport(environment, tuple(rows[p.name] for p in presets if p.name in rows))
 
     def _describe(self) -> Environment:
         found: list[Environment] = []
 
-        def hear(event: str, *told: Any) -> None:
-            _raise_refusal(event, told)
+        def on_event(event: str, *args: Any) -> None:
+            _raise_refusal(event, args)
             if event == "environment":
-                found.append(from_json(told[0], Environment))
+                found.append(from_json(args[0], Environment))
 
-        end = run_worker(Job(str(self.folder), device=self.device, memory_gib=self.memory_gib), hear)
+        end = run_worker(Job(str(self.folder), device=self.device, memory_gib=self.memory_gib), on_event)
         if not found:
             raise DeviceError(f"The device could not be asked: {end.reason}", "Look at nvidia-smi and the kernel's log")
         return found[0]
 
-    def _measure(self, preset: Preset, whole: _Whole) -> BenchmarkRow:
+    def _measure(self, preset: Preset, overall: _OverallProgress) -> BenchmarkRow:
         found: list[BenchmarkRow] = []
 
-        def hear(event: str, *told: Any) -> None:
-            _raise_refusal(event, told)
+        def on_event(event: str, *args: Any) -> None:
+            _raise_refusal(event, args)
             if event == "row":
-                found.append(from_json(told[0], BenchmarkRow))
+                found.append(from_json(args[0], BenchmarkRow))
             else:
-                whole.hear(preset.name, event, told)
+                overall.on_event(preset.name, event, args)
 
         assets = f"assets/{self.report.stem}" if self.report else ""  # as the page has its charts
         job = Job(
@@ -152,7 +152,7 @@ class ProcessBenchmarker(Benchmarker):
             reference=str(self.reference.absolute()) if self.reference else None,
             began=time.time(),
         )
-        end = run_worker(job, hear, self.timeout_seconds)
+        end = run_worker(job, on_event, self.timeout_seconds)
         if found:
             return attrs.evolve(found[0], frames=tuple(f"{assets}/{name}" for name in found[0].frames))
         return BenchmarkRow(preset, "timeout" if end.timed_out else "crash", end.reason)
@@ -181,7 +181,7 @@ class ProcessBenchmarker(Benchmarker):
 
 
 def step_weight(preset: Preset) -> int:
-    """How long a denoising step takes, in a unit of no meaning: good enough to tell the time left over many presets.
+    """How long a denoising step takes, in an arbitrary unit: good enough to estimate the time left.
 
     Attention grows with the square of the tokens, all else with their number; the two weigh the same at 30,000
     tokens, by the times of the four presets on an H100.
@@ -198,8 +198,8 @@ def describe_weights(manifest: Manifest) -> str:
     return f"RANDOM weights, not a trained model. {text}" if random else text
 
 
-class _Whole:
-    """Tells a progress what a worker tells, and how far the whole run is."""
+class _OverallProgress:
+    """Passes a worker's progress on, and reports the progress of the whole run."""
 
     def __init__(self, progress: Progress, work: Mapping[str, tuple[int, int]]) -> None:
         self._progress, self._left, self._weights = progress, {}, {}
@@ -207,13 +207,13 @@ class _Whole:
             self._left[name], self._weights[name] = steps, weight
         progress.start(ALL, sum(steps * weight for steps, weight in work.values()), "%")
 
-    def hear(self, name: str, event: str, told: Sequence[Any]) -> None:
-        getattr(self._progress, event)(*told)
-        if event == "advance" and str(told[0]).startswith("generate "):
-            self._advance(name, told[1])
+    def on_event(self, name: str, event: str, args: Sequence[Any]) -> None:
+        getattr(self._progress, event)(*args)
+        if event == "advance" and str(args[0]).startswith("generate "):
+            self._advance(name, args[1])
 
     def done(self, name: str) -> None:
-        """Whatever of it was not run won't be."""
+        """The preset is over: count the steps that were not run too."""
         self._advance(name, self._left[name])
 
     def _advance(self, name: str, steps: int) -> None:
@@ -221,9 +221,9 @@ class _Whole:
         self._progress.advance(ALL, steps * self._weights[name])
 
 
-def _raise_refusal(event: str, told: Sequence[Any]) -> None:
+def _raise_refusal(event: str, args: Sequence[Any]) -> None:
     if event == "refused":
-        raise WanstoreError(*told)
+        raise WanstoreError(*args)
 
 
 def _in_short(row: BenchmarkRow) -> str:

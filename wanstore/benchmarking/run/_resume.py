@@ -1,4 +1,4 @@
-"""Rows on the disk as they are measured, so that a killed run goes on where it stopped."""
+"""Rows saved to disk as they are measured, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SavedRows:
         self._path = path
         self._rows: dict[str, Any] = {}
         if path:
-            with contextlib.suppress(FileNotFoundError, ValueError):  # a file that is none costs a measurement
+            with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file only costs a measurement
                 found = json.loads(path.read_bytes())
                 self._rows = found if isinstance(found, dict) else {}
 

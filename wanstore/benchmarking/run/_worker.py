@@ -1,7 +1,7 @@
-"""One preset in a process of its own: `python -m wanstore.benchmarking.run._worker`.
+"""Measures one preset in its own process: `python -m wanstore.benchmarking.run._worker`.
 
-Its job is one line of JSON on stdin, and it lives no longer than whoever keeps stdin open. Each line that it writes
-to stdout is a JSON list: what happened, and what goes with it. `["row", ...]` or `["environment", ...]` is the last.
+Its job is one line of JSON on stdin, and it ends when stdin is closed. Each line that it writes to stdout is a JSON
+list: an event and its arguments. `["row", ...]` or `["environment", ...]` is the last.
 """
 
 from __future__ import annotations
@@ -49,40 +49,40 @@ class Job:
     began: float = 0.0
 
 
-class Told:
-    """A `Progress` that tells another process, as lines of JSON."""
+class PipeProgress:
+    """A `Progress` that sends its updates to another process, as lines of JSON."""
 
-    def __init__(self, tell: Callable[..., None]) -> None:
-        self._tell = tell
+    def __init__(self, send: Callable[..., None]) -> None:
+        self._send = send
 
     def start(self, task: str, total: int, unit: str = "bytes") -> None:
-        self._tell("start", task, total, unit)
+        self._send("start", task, total, unit)
 
     def advance(self, task: str, amount: int) -> None:
-        self._tell("advance", task, amount)
+        self._send("advance", task, amount)
 
     def finish(self, task: str) -> None:
-        self._tell("finish", task)
+        self._send("finish", task)
 
     def message(self, text: str) -> None:
-        self._tell("message", text)
+        self._send("message", text)
 
 
 def main() -> None:
     """Do the job on stdin."""
     job = from_json(json.loads(sys.stdin.readline()), Job)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    tell = _channel()
+    send = _channel()
     try:
         if job.preset is None:
-            tell("environment", to_json(_describe(job)))
+            send("environment", to_json(_describe(job)))
         else:
-            tell("row", to_json(measure(job, job.preset, Told(tell))))
+            send("row", to_json(measure(job, job.preset, PipeProgress(send))))
     except WanstoreError as error:  # no preset would fare better
-        tell("refused", error.what, error.next_step)
+        send("refused", error.what, error.next_step)
 
 
-def measure(job: Job, preset: Preset, progress: Told) -> BenchmarkRow:
+def measure(job: Job, preset: Preset, progress: PipeProgress) -> BenchmarkRow:
     """Load the pipeline, choose the attention backend, measure."""
     from wanstore.benchmarking.measure._pipeline_benchmarker import PipelineBenchmarker, row_of
     from wanstore.loading._load import load_folder as load
@@ -130,7 +130,7 @@ def _use_fastest(pipe: Any, preset: Preset) -> dict[str, float]:
 
 
 def _cap_memory(gib: float, device: str | None) -> None:
-    """Hold torch to so much of the GPU, so that a larger one stands in for a smaller one."""
+    """Limit torch to this much of the GPU, so that a larger one stands in for a smaller one."""
     import torch
 
     from wanstore.transfer._device import pick_device
@@ -151,18 +151,18 @@ def _describe(job: Job) -> Environment:
 
 
 def _channel() -> Callable[..., None]:
-    """Tell the parent, one line at a time; whatever else is printed here goes to stderr."""
+    """A function that sends events to the parent, a line each. Anything else that is printed goes to stderr."""
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def tell(*event: Any) -> None:
+    def send(*event: Any) -> None:
         lines.write(json.dumps(event) + "\n")
 
-    return tell
+    return send
 
 
 def _die_with_parent() -> None:
-    """However the parent ends, stdin ends with it, and nobody wants the result any more."""
+    """End when stdin does: the parent is gone, and nobody needs the result."""
     while os.read(0, 1):
         pass
     os._exit(1)

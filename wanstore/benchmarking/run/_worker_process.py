@@ -1,4 +1,4 @@
-"""Starts a worker, hears what it tells, and sees to its end."""
+"""Starts a worker, receives its events, and makes sure that it ends."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from wanstore.benchmarking.run._worker import Job
 
 @attrs.frozen
 class End:
-    """How a worker ended. `reason` is worth reading when it told no result."""
+    """How a worker ended. `reason` explains a missing result."""
 
     timed_out: bool
     reason: str
 
 
-def run_worker(job: Job, hear: Callable[..., None], timeout_seconds: float | None = None) -> End:
-    """Run `job` in a fresh process; `hear` gets each event that it tells, name first.
+def run_worker(job: Job, on_event: Callable[..., None], timeout_seconds: float | None = None) -> End:
+    """Run `job` in a fresh process; `on_event` receives each event, name first.
 
-    After `timeout_seconds`, or when `hear` or Ctrl-C raises, the worker is killed with all that it started. It has
-    a session of its own, so that Ctrl-C on a terminal reaches the parent alone, which decides.
+    After `timeout_seconds`, or when `on_event` or Ctrl-C raises, the worker is killed with everything that it started.
+    It has its own session, so that Ctrl-C on a terminal reaches the parent alone.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -56,7 +56,7 @@ def run_worker(job: Job, hear: Callable[..., None], timeout_seconds: float | Non
             for line in process.stdout:
                 with contextlib.suppress(json.JSONDecodeError):  # killed in the middle of a line
                     event = json.loads(line)
-                    hear(*event)
+                    on_event(*event)
             process.wait()
         finally:
             timer.cancel()
@@ -71,7 +71,7 @@ def run_worker(job: Job, hear: Callable[..., None], timeout_seconds: float | Non
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    if process.returncode is None:  # not waited for: its number is still its own
+    if process.returncode is None:  # not waited for yet, so its number has not been reused
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 

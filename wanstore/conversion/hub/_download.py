@@ -57,8 +57,8 @@ _News = queue.SimpleQueue[tuple[int, int] | BaseException]
 class Download:
     """One file on its way: `PATH.part` holds its bytes, `PATH.pieces` says which of them have arrived.
 
-    Pieces come over several connections, each written in its place. One thread, the caller's, hears of what was
-    written, notes it down, and hashes the file as far as it has no gap. After a kill, the notes tell the next
+    Pieces come over several connections, each written in its place. The caller's thread records what was
+    written, and hashes the file as far as it has no gap. After a kill, the record tells the next
     run what to fetch; the hash over all bytes decides whether they are right.
     """
 
@@ -77,7 +77,7 @@ class Download:
         self._ended.set()
 
     def already_there(self) -> bool:
-        """Whether an earlier run finished the file, judged by its content; a damaged one is thrown away."""
+        """Whether an earlier run finished the file, judged by its content; a damaged file is deleted."""
         if not self._target.exists():
             return False
         hasher = self._file.hasher()
@@ -87,7 +87,7 @@ class Download:
             self._progress.advance(self._file.path, size)
             self._notes.unlink(missing_ok=True)
             return True
-        self._progress.message(f"{self._file.path}: the copy there is damaged; fetching it anew")
+        self._progress.message(f"{self._file.path}: the copy there is damaged; fetching it again")
         self._target.unlink()
         return False
 
@@ -103,7 +103,7 @@ class Download:
             self._notes.unlink(missing_ok=True)
             self._part.unlink()
             self._progress.advance(self._file.path, -self._file.size)
-            self._progress.message(f"{self._file.path}: the bytes are not the Hub's; fetching it anew")
+            self._progress.message(f"{self._file.path}: the bytes are not the Hub's; fetching it again")
         raise DamagedError(
             f"{self._file.path} arrived damaged {_FETCHES} times: its hash is not the Hub's",
             "Try again, or from another network",
@@ -120,7 +120,7 @@ class Download:
             have = self._noted(size)
             self._progress.advance(self._file.path, sum(stop - start for start, stop in have))
             if have:
-                self._progress.message(f"{self._file.path}: going on from an earlier run")
+                self._progress.message(f"{self._file.path}: resuming an earlier run")
             hasher = self._file.hasher()
             try:
                 return self._fill(part, have, hasher)
@@ -190,7 +190,7 @@ class Download:
             news.put(error)
 
     def _receive(self, part: int, piece: _Piece, news: _News, ended: threading.Event) -> None:
-        """Bytes of a piece into their place, until it is whole or the connection fails; `news` hears what came."""
+        """Bytes of a piece into their place, until it is whole or the connection fails; `news` receives what came."""
         started = noted = piece.position
         try:
             for chunk in self._http.stream(self._url, started, piece.stop, self._file.size, ranges=self._ranges):

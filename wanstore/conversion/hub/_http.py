@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _LONGEST_WAIT_SECONDS = 300.0
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
-_AGAIN = "Run the same command again: it goes on from what has arrived"
+_AGAIN = "Run the same command again: it resumes from what has arrived"
 
 
 @attrs.frozen
@@ -87,7 +87,7 @@ class Http:
                 pause = failure.wait_seconds or min(doubled, _LONGEST_WAIT_SECONDS) * random.uniform(0.5, 1.0)  # noqa: S311
                 if attempt == self._limits.attempts or pause > _LONGEST_WAIT_SECONDS:
                     raise UnreachableError(
-                        f"{task} could not be had from {self._endpoint}: {failure} (attempt {attempt})", _AGAIN
+                        f"{task} could not be fetched from {self._endpoint}: {failure} (attempt {attempt})", _AGAIN
                     ) from None
                 progress.message(f"{task}: {failure}; trying again in {pause:.1f} s")
             if ended.wait(pause):
@@ -105,7 +105,7 @@ class Http:
             for chunk in response.iter_bytes():
                 body += chunk
                 if time.monotonic() > end:
-                    raise PassingError(f"no whole answer within {self._limits.api_seconds:g} s")
+                    raise PassingError(f"no complete answer within {self._limits.api_seconds:g} s")
             try:
                 return json.loads(body), self._on_endpoint(response.links.get("next", {}).get("url"))
             except ValueError:
@@ -136,7 +136,7 @@ class Http:
                     raise NoRangesError
                 skip = start
             elif response.headers.get("Content-Range") != f"bytes {start}-{stop - 1}/{size}":
-                raise PassingError("another range was answered than was asked for")
+                raise PassingError("the server sent another range than the one requested")
             left = stop - start
             for chunk in response.iter_bytes():
                 pace.heard(len(chunk))
@@ -173,7 +173,7 @@ class Http:
         except HfHubHTTPError as error:
             raise self._refusal(error) from None
         except UnicodeEncodeError:
-            raise AccessError("The Hub token has characters that no token has", "Set HF_TOKEN anew") from None
+            raise AccessError("The Hub token contains invalid characters", "Set HF_TOKEN again") from None
         except self._transport_error as error:
             raise PassingError(_described(error)) from None
 
@@ -188,12 +188,13 @@ class Http:
             return NotFoundError(f"{repo} has no revision {self._revision}", f"See its branches at {page}/tree/main")
         if isinstance(error, errors.RepositoryNotFoundError):
             return NotFoundError(
-                f"There is no repo {repo} that we may see", "Check the name; a private one needs hf auth login"
+                f"There is no repo {repo}, or you have no access to it",
+                "Check the name; a private one needs hf auth login",
             )
         if isinstance(error, errors.EntryNotFoundError):
-            return SourceError(f"{repo} lacks a file of its own list", "Try again, or name another revision")
+            return SourceError(f"{repo} lacks a file that it lists", "Try again, or name another revision")
         if status == 401:
-            return AccessError("The Hub refused the token", "Log in anew with hf auth login, or unset HF_TOKEN")
+            return AccessError("The Hub refused the token", "Log in again with hf auth login, or unset HF_TOKEN")
         if status == 403:
             return AccessError(f"The token may not read {repo}", f"Give it read access, or ask for access at {page}")
         return UnreachableError(f"The Hub answered {status} for {repo}", "Try again later, and check HF_ENDPOINT")
@@ -216,12 +217,12 @@ def _described(error: Exception) -> str:
 
 
 def stopped_error(task: str) -> UnreachableError:
-    """What a fetch that was told to stop raises: what it has stays, so it can be gone on with."""
+    """What a stopped fetch raises. What it has downloaded is kept, so it can be resumed."""
     return UnreachableError(f"Fetching {task} was stopped", _AGAIN)
 
 
 class _Pace:
-    """Ends an answer that trickles: the client's own timeout hears silence only."""
+    """Ends an answer that trickles: the client's own timeout notices only silence."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -26,8 +26,8 @@ class HubSource(Source):
     """A model repo on the Hub, at the commit that `revision` (or `main`) had when this was made.
 
     The token is the client's own (`HF_TOKEN` or `hf auth login`): never stored, printed or put in an error.
-    With `keep`, downloads go to that folder and stay there; otherwise `release` deletes them. `progress` hears
-    of retries outside of `fetch`.
+    With `keep`, downloads go to that folder and stay there; otherwise `release` deletes them. `progress` receives
+    retries outside of `fetch`.
     Raises `NotFoundError`, `AccessError`, `UnreachableError`.
     """
 
@@ -112,7 +112,7 @@ def _commit(info: Any, repo: str) -> str:
     """The commit that the Hub resolved a revision to; everything after this asks for it, and not for a branch."""
     commit = info.get("sha") if isinstance(info, dict) else None
     if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
-        raise SourceError(f"The Hub names no commit of {repo}", "Check HF_ENDPOINT")
+        raise SourceError(f"The Hub gave no commit for {repo}", "Check HF_ENDPOINT")
     return commit
 
 
@@ -123,12 +123,14 @@ def _check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError:
-        raise InvalidNameError(f"{repo!r} cannot be a Hub repo", "Name one like Wan-AI/NAME, or a folder") from None
+        raise InvalidNameError(
+            f"{repo!r} is not a valid name of a Hub repo", "Name one like Wan-AI/NAME, or a folder"
+        ) from None
 
 
 def _inside(path: str) -> str:
     """The path itself, unless it would leave the folder that it is fetched into."""
     parts = PurePosixPath(path).parts
     if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-        raise SourceError(f"The repo names a file {path!r}, which would leave its folder", "Do not use this repo")
+        raise SourceError(f"The repo names a file {path!r}, which would be outside its folder", "Do not use this repo")
     return path

@@ -5,11 +5,11 @@
     PREFIX/.wanstore/uploads/NAME/CONTENTS/   the files of a pipeline that is to replace another
 
 The client can neither rename nor swap, so a folder is public when its manifest is, and the manifest goes up
-last, in a batch of its own, after a look that every file is there. A pipeline that replaces another is first
+last, in its own batch, after a check that every file is there. A pipeline that replaces another is first
 sent to the hidden folder. Then the old manifest goes, then the old files, and the new files are put in their
 place: Modal knows their blocks by now, so they are hashed again but not sent again. Between the two manifests
-the name is not there; at no time does it name a mixture. Who dies in between leaves the intent behind, by which
-the next upload goes on.
+the name is not there; at no time does it name a mixture. If a writer dies in between, the next upload resumes
+from the recorded intent.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from wanstore.stores.local import LocalStore
 from wanstore.stores.modal._client import RemoteVolume
 
 _BATCH_BYTES = 1 << 30
-"""A batch is kept once it is through, so an upload goes on from its last whole batch."""
+"""A finished batch is kept, so an upload resumes after its last whole batch."""
 _FILES_AT_ONCE = 4
 """Files on their way down; the client fetches several blocks of each at a time."""
 
 
 @attrs.frozen
 class Places:
-    """Where a pipeline and what belongs to it lie on a Volume."""
+    """Where a pipeline and its bookkeeping are on a Volume."""
 
     prefix: str
     name: str

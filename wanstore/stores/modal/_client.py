@@ -50,7 +50,7 @@ def plain_modal_errors() -> Iterator[None]:
         raise FileNotFoundError(str(error)) from error
     except (modals.AuthError, modals.PermissionDeniedError) as error:
         raise AccessError(
-            f"Modal refused us ({_one_line(error)})", "Log in with: modal setup, or set MODAL_TOKEN_ID and _SECRET"
+            f"Modal refused access ({_one_line(error)})", "Log in with: modal setup, or set MODAL_TOKEN_ID and _SECRET"
         ) from error
     except (
         modals.ServiceError,
@@ -65,7 +65,7 @@ def plain_modal_errors() -> Iterator[None]:
         TimeoutError,
     ) as error:
         raise UnreachableError(
-            f"Modal did not answer as it should ({_one_line(error)})", "Run the same command again: it goes on"
+            f"Modal did not respond correctly ({_one_line(error)})", "Run the same command again: it resumes"
         ) from error
     except modals.Error as error:
         raise WanstoreError(f"Modal could not do that ({_one_line(error)})") from error
@@ -88,7 +88,7 @@ def retrying(operation: Callable[[], T]) -> T:
 
 
 def _counting(attempt: Callable[[Callable[[int], None]], T], advance: Callable[[int], None]) -> T:
-    """Retry `attempt`, and take back what it had counted each time it begins anew."""
+    """Retry `attempt`; each retry takes back what the last one had counted."""
     counted = 0
 
     def count(amount: int) -> None:
@@ -96,12 +96,12 @@ def _counting(attempt: Callable[[Callable[[int], None]], T], advance: Callable[[
         counted += amount
         advance(amount)
 
-    def anew() -> T:
+    def attempt_again() -> T:
         if counted:
             count(-counted)
         return attempt(count)
 
-    return retrying(anew)
+    return retrying(attempt_again)
 
 
 class RemoteVolume:
@@ -125,7 +125,7 @@ class RemoteVolume:
                 self._found = retrying(lambda: self._look_up(create=False))
             except FileNotFoundError:
                 raise NotFoundError(
-                    f"There is no Modal Volume {self.name!r}", "It is created by the first: wanstore setup"
+                    f"There is no Modal Volume {self.name!r}", "Create it with: wanstore setup"
                 ) from None
         return self._found
 
@@ -168,7 +168,7 @@ class RemoteVolume:
         return retrying(lambda: b"".join(volume.read_file(path)))
 
     def fetch(self, path: str, file: IO[bytes], advance: Callable[[int], None]) -> None:
-        """Write the file at `path` into `file`. `advance` hears of bytes, and of those that have to come again."""
+        """Write the file at `path` into `file`. `advance` receives bytes, negative for those to be read again."""
         volume = self._volume()
 
         def attempt(count: Callable[[int], None]) -> None:

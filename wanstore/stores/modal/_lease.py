@@ -2,7 +2,7 @@
 
 Its holder changes the entry again and again. Who finds an entry watches it: when it changes, its holder
 lives; when it does not for long enough, its holder is dead. No two clocks are compared. Where Modal gives no
-Dict the work goes on without a lease: each pipeline is still published whole, the last writer wins.
+Dict the work continues without a lease: each pipeline is still published whole, and the last writer wins.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def current_holder(root: str) -> str:
     """Who works below `root`: in a Modal container the input that it is at, elsewhere the machine.
 
     Containers' host names are all alike. An input that is tried again comes after its last attempt has ended,
-    so a retry knows that attempt's entry for its own and does not wait until it is dead.
+    so that a retry recognises that attempt's entry as its own and does not wait for it.
     """
     if os.environ.get("MODAL_IS_REMOTE") == "1":
         return import_modal().current_input_id() or os.environ.get("MODAL_TASK_ID", "")
@@ -125,7 +125,7 @@ class Lease:
 
     def _busy(self, entry: Any) -> BusyError:
         where = entry[0] if entry else "elsewhere"
-        return BusyError(f"Another run is writing {self._key} ({where})", "Wait until it is done, and try again")
+        return BusyError(f"Another process is writing {self._key} ({where})", "Wait until it is done, and try again")
 
 
 def _nothing() -> None:

@@ -44,7 +44,7 @@ class Committable(Protocol):
 
 
 class _MountedFolder(LocalStore):
-    """A local store whose locks lie outside of it, since a commit or a reload fails while a file is open there.
+    """A local store whose locks are outside of it, since a commit or a reload fails while a file is open there.
 
     They keep runs in this container apart; a lease keeps containers apart. The stages of other containers may
     have come into view by a background commit: they are left alone until they are old.
@@ -61,7 +61,7 @@ class _MountedFolder(LocalStore):
         try:
             lock.acquire(timeout=wait_seconds)
         except Timeout:
-            raise BusyError(f"Another run in this container is writing {name!r}", "Wait until it is done") from None
+            raise BusyError(f"Another process in this container is writing {name!r}", "Wait until it is done") from None
         try:
             yield
         finally:

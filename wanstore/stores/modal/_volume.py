@@ -40,7 +40,7 @@ class ModalVolumeStore(WeightStore):
     """Pipeline folders on a Modal Volume.
 
     `mount` is the folder where the Volume is mounted. Without it, the variable WANSTORE_MODAL_MOUNTS is asked,
-    and in a Modal container the folder `/VOLUME`; when neither is there, the client is used. `progress` hears
+    and in a Modal container the folder `/VOLUME`; when neither is there, the client is used. `progress` receives
     of uploads and downloads. `client` is the process's own by default.
     """
 
@@ -131,7 +131,7 @@ def _find_mount(volume: str) -> Path | None:
 
 
 def cache_folder() -> Path:
-    """Where downloads and stages of remote stores lie; all of it may be deleted while nothing runs."""
+    """Where downloads and staging areas of remote stores are. All of it may be deleted while nothing runs."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).expanduser()
     home = Path.home() / "Library" / "Caches" if sys.platform == "darwin" else Path.home() / ".cache"
