@@ -170,7 +170,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_tensor_records(folder: Path) -> dict[str, Any]:
-    """What the conversion did to each tensor, as JSON by component. Raises `DamagedError` if there are no such records."""
+    """Each tensor's conversion record, as JSON by component. Raises `DamagedError` if there are none."""
     path = folder / CONVERSION_NAME
     records: dict[str, Any] = read_json(path).get("tensors", {})
     try:
