@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wanstore._safetensors_format import Layout, lay_out
+from wanstore._safetensors_format import FileLayout, lay_out_file
 from wanstore.components import COMPONENTS, Component
 from wanstore.testing.manifests import seal_as_is
 from wanstore.testing.tiny_wan import SPECIAL_TOKENS, make_tiny_wan, write_tokenizer
@@ -49,7 +49,7 @@ def make_full_size(folder: Path, dtype: str = "float32", text_encoder_layers: in
                 num_layers=text_encoder_layers, num_decoder_layers=text_encoder_layers, tie_word_embeddings=False,
             )
         )  # fmt: skip
-    layouts: dict[Path, Layout] = {}
+    layouts: dict[Path, FileLayout] = {}
     for component, model in {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}.items():
         for old in (folder / component).iterdir():
             old.unlink()
@@ -69,7 +69,7 @@ def make_full_size(folder: Path, dtype: str = "float32", text_encoder_layers: in
     return folder
 
 
-def _shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[Path, Layout]:
+def _shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[Path, FileLayout]:
     """The component's files, laid out; writes their index."""
     shards: list[list[str]] = [[]]
     elements = 0
@@ -83,10 +83,10 @@ def _shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], 
     if len(files) > 1:
         index = {"metadata": {}, "weight_map": {name: file for file, names in files.items() for name in names}}
         (folder / parts.index_file).write_text(json.dumps(index))
-    return {folder / file: lay_out((name, dtype, shapes[name]) for name in names) for file, names in files.items()}
+    return {folder / file: lay_out_file((name, dtype, shapes[name]) for name in names) for file, names in files.items()}
 
 
-def _write(path: Path, layout: Layout, values: torch.Tensor) -> None:
+def _write(path: Path, layout: FileLayout, values: torch.Tensor) -> None:
     """Each piece is cut from `values` at a place of its own, so that no two tensors are equal.
 
     The VAE's norms get scales around 1, or nothing of its latents would be left to see in the frames.

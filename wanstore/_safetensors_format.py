@@ -109,7 +109,7 @@ def _tensor(name: str, entry: Any, data_start: int) -> Tensor:
 
 
 @attrs.frozen
-class Layout:
+class FileLayout:
     """Where the tensors of a new file go: its header, and each tensor with its place in the file."""
 
     header: bytes
@@ -126,7 +126,7 @@ TENSOR_ALIGNMENT = 256
 """What CUDA's own allocator gives, so that a file's data can be used in place on a device."""
 
 
-def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
+def lay_out_file(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> FileLayout:
     """A file of the tensors (name, dtype, shape), laid out for fast loading.
 
     Data starts at a multiple of 4 KiB (the header is padded with spaces, as the format allows). The format
@@ -145,7 +145,7 @@ def lay_out(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
     text = json.dumps(document, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % DATA_ALIGNMENT)
     base = 8 + len(text)
-    return Layout(
+    return FileLayout(
         header=struct.pack("<Q", len(text)) + text,
         tensors=tuple(Tensor(n, d, s, base + start, base + stop) for n, d, s, start, stop in places),
     )

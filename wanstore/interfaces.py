@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 if TYPE_CHECKING:  # what the types below are made of: importing the interfaces stays light
-    from wanstore._safetensors_format import Layout, Tensor
+    from wanstore._safetensors_format import FileLayout, Tensor
     from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
     from wanstore.presets import Preset
 
@@ -186,7 +186,7 @@ class OutputShard:
     path: str
     source_path: str
     reads: tuple[Tensor, ...]
-    layout: Layout
+    layout: FileLayout
 
 
 @attrs.frozen

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import attrs
 
-from wanstore.stores._atomic_swap import exchange
+from wanstore.stores._atomic_swap import swap
 
 BLOCK_BYTES = 8 << 20
 
@@ -66,7 +66,7 @@ class Volume:
         with self.lock:
             shutil.copytree(self.folder, draft, copy_function=os.link)
             yield draft
-            exchange(draft, self.folder)
+            swap(draft, self.folder)
         shutil.rmtree(draft)
 
     def remove(self, inside: str, recursive: bool) -> None:

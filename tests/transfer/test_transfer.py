@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wanstore._safetensors_format import lay_out
+from wanstore._safetensors_format import lay_out_file
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
 from wanstore.transfer import _layout as layouts
 from wanstore.transfer import _read_queue as reads_module
@@ -295,7 +295,7 @@ def test_pieces_that_are_not_cached_are_read_past_the_cache(
     path = tmp_path / "x"
     path.write_bytes(content)
     with path.open("rb") as opened:
-        file = WeightFile(path, lay_out([("a", "U8", (50_001,))]).tensors, opened.fileno(), 0)
+        file = WeightFile(path, lay_out_file([("a", "U8", (50_001,))]).tensors, opened.fileno(), 0)
         reader = FileReader([file])
         parts = (layouts.Part(header_bytes, header_bytes + 50_001, 0, 0),)
         reader.look([chunk := layouts.Chunk(0, parts)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from wanstore._safetensors_format import ITEM_BYTES, HeaderError, Tensor, lay_out, read_header
+from wanstore._safetensors_format import ITEM_BYTES, HeaderError, Tensor, lay_out_file, read_header
 from wanstore.components import COMPONENTS, check_index
 from wanstore.errors import NotFoundError, SourceError
 from wanstore.interfaces import ConversionPlan, OutputShard, Source
@@ -104,7 +104,7 @@ def _plan_component(
     shards, weight_map = [], {}
     for number, (path, group) in enumerate(groups, start=1):
         file = COMPONENTS[component].shard_file(number, len(groups))
-        layout = lay_out((t.name, stored_dtype.get(t.dtype, t.dtype), t.shape) for t in group)
+        layout = lay_out_file((t.name, stored_dtype.get(t.dtype, t.dtype), t.shape) for t in group)
         by_name = {tensor.name: tensor for tensor in group}
         reads = tuple(by_name[t.name] for t in layout.tensors)
         shards.append(OutputShard(component, f"{component}/{file}", path, reads, layout))

@@ -13,7 +13,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
 
-def exchange(one: Path, other: Path) -> None:
+def swap(one: Path, other: Path) -> None:
     """Swap the names `one` and `other` atomically (Linux' renameat2; both must exist, on one file system).
 
     Raises `NotSupportedError` where the kernel or the file system cannot.
@@ -32,13 +32,13 @@ def exchange(one: Path, other: Path) -> None:
     raise OSError(code, os.strerror(code), str(other))
 
 
-def check_exchange(folder: Path) -> None:
-    """Raise `NotSupportedError` now, before long work, if `exchange` will not do in `folder`."""
+def check_swap(folder: Path) -> None:
+    """Raise `NotSupportedError` now, before long work, if `swap` does not work in `folder`."""
     one, other = folder / ".swap-a", folder / ".swap-b"
     one.mkdir(exist_ok=True)
     other.mkdir(exist_ok=True)
     try:
-        exchange(one, other)
+        swap(one, other)
     finally:
         one.rmdir()
         other.rmdir()

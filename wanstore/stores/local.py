@@ -30,7 +30,7 @@ from wanstore._files import sync, sync_tree
 from wanstore.errors import AlreadyExistsError, BusyError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest
-from wanstore.stores._atomic_swap import check_exchange, exchange
+from wanstore.stores._atomic_swap import check_swap, swap
 from wanstore.stores._folder import check_against, verify_folder
 from wanstore.stores._names import check_name
 
@@ -139,8 +139,8 @@ class LocalStore(WeightStore):
 
     def _swapper(self, folder: Path) -> Callable[[Path, Path], None]:
         """How to swap a new pipeline in `folder` for the old one. Raises `NotSupportedError` before long work."""
-        check_exchange(folder)
-        return exchange
+        check_swap(folder)
+        return swap
 
     def _check_free(self, name: str, replace: bool) -> None:
         folder = self.root / name

@@ -68,8 +68,8 @@ def swap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> boo
         raise NotSupportedError("no swap here")
 
     if not request.param:
-        monkeypatch.setattr(local, "check_exchange", refuse)
-        monkeypatch.setattr(local, "exchange", refuse)
+        monkeypatch.setattr(local, "check_swap", refuse)
+        monkeypatch.setattr(local, "swap", refuse)
     return bool(request.param)
 
 
@@ -217,7 +217,7 @@ class TestReplacingWithoutASwap:
         self, container: Callable[[], Container], monkeypatch: pytest.MonkeyPatch, died_after: int
     ) -> None:
         """Readers find the old one or the new one, and the next writer tidies up."""
-        monkeypatch.setattr(local, "check_exchange", _refuse)
+        monkeypatch.setattr(local, "check_swap", _refuse)
         dying = container()
         store = dying.store()
         put(store, "w", recipe="old")
@@ -248,7 +248,7 @@ class TestReplacingWithoutASwap:
 import json, sys
 from pathlib import Path
 from wanstore.errors import NotSupportedError
-from wanstore.stores._atomic_swap import check_exchange
+from wanstore.stores._atomic_swap import check_swap
 from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing.stores import put
 
@@ -260,7 +260,7 @@ store = MountedStore("modal://models", Path("/dev/shm/models"), Volume(), None)
 put(store, "w", recipe="old")
 put(store, "w", recipe="new", replace=True)
 try:
-    check_exchange(Path("/dev/shm"))
+    check_swap(Path("/dev/shm"))
 except NotSupportedError:
     print("ANSWER", json.dumps([store.verify("w").ok, store.manifest("w").recipe]))
 """
