@@ -50,8 +50,7 @@ def main(
 ) -> None:
     import attrs
 
-    from wanstore.benchmarking._outputs import check_page
-    from wanstore.benchmarking.page import summary, write
+    from wanstore.benchmarking.page import check_page, summary, write
     from wanstore.presets import PRESETS, preset_named
 
     names = [preset_named(wanted).name for wanted in presets.split(",") if wanted] or list(PRESETS)

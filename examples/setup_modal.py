@@ -43,8 +43,9 @@ app = modal.App("wanstore-setup", image=image)
 )
 def set_up(volume: str, repo: str, revision: str, name: str, replace: bool) -> dict[str, Any]:
     """Download, convert, seal and commit. What another try may mend is raised, so that Modal tries again."""
+    import attrs
+
     import wanstore
-    from wanstore._json import to_json
     from wanstore.errors import BusyError, WanstoreError
 
     began = time.monotonic()
@@ -62,7 +63,7 @@ def set_up(volume: str, repo: str, revision: str, name: str, replace: bool) -> d
         if error.resumable or isinstance(error, BusyError):
             raise
         return {"error": str(error)}
-    return {**to_json(manifest), "size_bytes": manifest.size_bytes, "seconds": time.monotonic() - began}
+    return {**attrs.asdict(manifest), "size_bytes": manifest.size_bytes, "seconds": time.monotonic() - began}
 
 
 @app.function(

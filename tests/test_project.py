@@ -116,6 +116,15 @@ def test_whatever_pages_import_is_public() -> None:
             pkgutil.resolve_name(f"{module}:{name}")
 
 
+@pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda program: program.name)
+def test_examples_import_nothing_private(program: Path) -> None:
+    """What a reader copies from them is in the reference."""
+    imports = re.findall(
+        r"^ *(?:from|import) (wanstore[\w.]*)(?: import (.+))?$", program.read_text(), flags=re.MULTILINE
+    )
+    assert [part for part in imports if re.search(r"(^|[. ])_", " ".join(part))] == []
+
+
 @pytest.mark.parametrize(("group", "interface"), [("wanstore.stores", WeightStore), ("wanstore.converters", Converter)])
 def test_entry_points_resolve_to_their_interface(group: str, interface: type) -> None:
     """Each built-in backend can be imported by its entry point and is what the group promises."""

@@ -63,9 +63,7 @@ def plain_os_errors(where: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write below `where` into errors with a next step."""
     try:
         yield
-    except WanstoreError:
-        raise
-    except OSError as error:
+    except OSError as error:  # one of ours has no errno, and passes
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
                 f"There is no space left for {where}", "Free some space and run the same command again: it resumes"

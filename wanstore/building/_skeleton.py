@@ -36,7 +36,7 @@ _BUILDING = threading.Lock()
 def expected_tensors(component: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the component's files must hold, given its config.json.
 
-    Raises `DamagedError` when the config does not describe a such model.
+    Raises `DamagedError` when the config describes no such model.
     """
     return wanted_tensors(build_skeleton(component, config, ""))
 
@@ -50,7 +50,7 @@ def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: 
     """The component's model with its parameters on the meta device, its buffers real, and nothing in memory.
 
     It has all else that `from_pretrained` leaves on a model. `path` is the folder it is said to come from, `dtype`
-    what it computes in. Raises `DamagedError` when `config` does not describe a such model.
+    what it computes in. Raises `DamagedError` when `config` describes no such model.
     """
     try:
         # Some classes draw initial values that nobody sees: the caller's random numbers stay as they were.
@@ -59,7 +59,7 @@ def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: 
             return build(config, path).eval()
     except Exception as error:  # a broken config fails in as many ways as there are lines in a model's __init__
         raise DamagedError(
-            f"{component}/config.json does not describe a {_CLASSES[component].__name__} ({error})",
+            f"{component}/config.json is not a config of {_CLASSES[component].__name__} ({error})",
             "Run setup again with --replace",
         ) from error
 

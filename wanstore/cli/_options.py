@@ -6,10 +6,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from wanstore.choices import MemoryMode
 from wanstore.errors import NotFoundError, NotSupportedError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def dtype_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--memory`."""
     text = "What stays on the GPU: auto, what fits; resident, all; offload, the text encoder only while it works."
-    choice = click.Choice(["auto", "resident", "offload"])
+    choice = click.Choice(get_args(MemoryMode))
     return click.option("--memory", type=choice, default="auto", show_default=True, help=text)(function)
 
 

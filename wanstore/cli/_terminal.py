@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -118,60 +118,44 @@ def show(*tables: Table) -> None:
         console.print(table)
 
 
-def plain_table(*columns: str, title: str = "") -> Table:
-    """A table with the house's looks; columns that begin with `#` are numbers, set to the right."""
+def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Table:
+    """A table of `rows`; columns that begin with `#` are numbers, set to the right.
+
+    Cells show their text as it is, brackets and colons included.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    shown = Text(title, style="table.title") if title else None  # a text as it is: brackets are no markup
-    table = Table(box=box.SIMPLE, title=shown, title_justify="left")
+    table = Table(box=box.SIMPLE, title=Text(title, style="table.title") if title else None, title_justify="left")
     for column in columns:
         table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
-    return table
-
-
-def _add_row(table: Table, *cells: str) -> None:
-    """A row of cells that say what their text says, brackets and colons included."""
-    from rich.text import Text
-
-    table.add_row(*map(Text, cells))
-
-
-def text_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> Table:
-    """A table of `rows`; columns that begin with `#` are numbers, set to the right."""
-    table = plain_table(*columns, title=title)
     for row in rows:
-        _add_row(table, *row)
+        table.add_row(*map(Text, row))
     return table
 
 
 def list_table(manifests: list[Manifest]) -> Table:
     """What `wanstore list` shows."""
-    table = plain_table("name", "source", "commit", "#size", "made at")
-    for manifest in manifests:
-        size = human_bytes(manifest.size_bytes)
-        source = manifest.source
-        _add_row(table, manifest.name, source.location, source.commit[:12], size, manifest.created_at)
-    return table
+    rows = (
+        [one.name, one.source.location, one.source.commit[:12], human_bytes(one.size_bytes), one.created_at]
+        for one in manifests
+    )
+    return text_table(["name", "source", "commit", "#size", "made at"], rows)
 
 
 def manifest_tables(manifest: Manifest) -> list[Table]:
     """What `wanstore show` shows: the facts, the conversion by component, the files."""
-    facts = plain_table("", "", title=manifest.name)
-    source = manifest.source
-    _add_row(facts, "source", f"{source.location} ({source.kind}) at {source.commit}")
-    _add_row(facts, "made", f"{manifest.created_at}, {manifest.conversion.converter} {manifest.conversion.options}")
-    _add_row(facts, "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
-    _add_row(facts, "size", human_bytes(manifest.size_bytes))
-    _add_row(facts, "digest", manifest.digest)
-    components = plain_table(
-        "component", "#tensors", "#parameters", "from", "#stored", "#largest value", "#overflows", "#to zero",
-        "#subnormal", "#rms error", title="conversion",
-    )  # fmt: skip
-    for name, record in manifest.conversion.components.items():
-        _add_row(
-            components,
+    source, conversion = manifest.source, manifest.conversion
+    facts = {
+        "source": f"{source.location} ({source.kind}) at {source.commit}",
+        "made": f"{manifest.created_at}, {conversion.converter} {conversion.options}",
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        "size": human_bytes(manifest.size_bytes),
+        "digest": manifest.digest,
+    }
+    components = (
+        [
             name,
             str(record.tensors),
             f"{record.parameters:,}",
@@ -182,22 +166,25 @@ def manifest_tables(manifest: Manifest) -> list[Table]:
             f"{record.flushed_to_zero:,}",
             f"{record.subnormals:,}",
             f"{record.relative_rms_error:.2e}",
-        )
-    files = plain_table("file", "#size", "sha256", title="files")
-    for entry in manifest.files:
-        _add_row(files, entry.path, human_bytes(entry.size_bytes), entry.sha256[:16])
-    return [facts, components, files]
+        ]
+        for name, record in conversion.components.items()
+    )
+    head = [
+        "component", "#tensors", "#parameters", "from", "#stored", "#largest value", "#overflows", "#to zero",
+        "#subnormal", "#rms error",
+    ]  # fmt: skip
+    files = ([entry.path, human_bytes(entry.size_bytes), entry.sha256[:16]] for entry in manifest.files)
+    return [
+        text_table(["", ""], facts.items(), title=manifest.name),
+        text_table(head, components, title="conversion"),
+        text_table(["file", "#size", "sha256"], files, title="files"),
+    ]
 
 
 def tensors_table(component: str, tensors: list[dict[str, Any]]) -> Table:
     """What `wanstore show --tensors` adds: a row for each tensor of a component."""
-    table = plain_table(
-        "tensor", "from", "shape", "#largest value", "#overflows", "#to zero", "#subnormal", "#max error", "#rms error",
-        title=component,
-    )  # fmt: skip
-    for tensor in tensors:
-        _add_row(
-            table,
+    rows = (
+        [
             tensor["name"],
             tensor["source_dtype"],
             "×".join(map(str, tensor["shape"])),
@@ -207,5 +194,10 @@ def tensors_table(component: str, tensors: list[dict[str, Any]]) -> Table:
             str(tensor["subnormals"]),
             f"{tensor['max_error']:.2e}",
             f"{tensor['rms_error']:.2e}",
-        )
-    return table
+        ]
+        for tensor in tensors
+    )
+    head = [
+        "tensor", "from", "shape", "#largest value", "#overflows", "#to zero", "#subnormal", "#max error", "#rms error",
+    ]  # fmt: skip
+    return text_table(head, rows, title=component)

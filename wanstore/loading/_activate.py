@@ -73,28 +73,22 @@ def fill(models: Mapping[str, Any], origin: Origin, transfer: WeightTransfer, cl
     since it works first. The others stay without until their phases.
     """
     try:
-        tensors = _wait(transfer, clock)
+        with clock.waiting(transfer.transfer):
+            tensors = transfer.tensors()
     except DeviceMemoryError:
         if not origin.offloads_on(transfer.transfer.device.type):
             raise
         with (
             open_weights(origin.folder, ["text_encoder"]) as files,
             transfer_weights(files, transfer.transfer.device, origin.dtypes, transfer.progress, transfer.task) as part,
+            clock.waiting(part.transfer),
         ):
-            tensors = _wait(part, clock)
+            tensors = part.tensors()
     with clock.phase("assign"):
         origin.check_same()  # it was not swapped in mid-load either
         for component, model in models.items():
             if tensors[component]:
                 fill_model(component, model, tensors[component])
-
-
-def _wait(transfer: WeightTransfer, clock: PhaseClock) -> dict[str, dict[str, torch.Tensor]]:
-    """Each component's tensors, once all are there; the wait and the transfer are in the clock from then on."""
-    with clock.waiting():
-        tensors = transfer.tensors()
-    clock.transferred(transfer.transfer.began, transfer.transfer.record)
-    return tensors
 
 
 def make_ready(pipe: WanPipeline, clock: PhaseClock) -> Attention | None:
@@ -135,9 +129,8 @@ def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) ->
     if device.type == "cuda" and all(parameter.device.type == "cpu" for parameter in parameters):
         tensors = {str(number): parameter.data for number, parameter in enumerate(parameters)}
         with MemoryTransfer(tensors, device) as move:
-            with clock.waiting():
+            with clock.waiting(move.transfer):
                 moved = move.tensors()
-            clock.transferred(move.transfer.began, move.transfer.record)
             for number, tensor in moved.items():
                 parameters[int(number)].data = tensor
     with clock.phase("pipeline"):

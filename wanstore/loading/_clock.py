@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from wanstore.loading._report import Attention, LoadReport, Phase
 from wanstore.transfer._record import TransferRecord
+
+if TYPE_CHECKING:  # it brings torch, which a load imports later
+    from wanstore.transfer._transfer import Transfer
 
 
 class PhaseClock:
@@ -27,16 +31,13 @@ class PhaseClock:
         self._phases.append(Phase(name, time.perf_counter() - began, began_seconds=began - self._began))
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time the block as waiting for the transfer."""
+    def waiting(self, transfer: Transfer) -> Iterator[None]:
+        """Time the block as waiting for `transfer`, which is over after it: it becomes the phase `weights`."""
         began = time.perf_counter()
         yield
         self._waited_seconds += time.perf_counter() - began
-
-    def transferred(self, began: float, transfer: TransferRecord) -> None:
-        """The transfer, which began at `began` by `time.perf_counter`, is over: it is the phase `weights`."""
-        self._transfer = transfer
-        self._phases.append(Phase("weights", transfer.seconds, transfer.size_bytes, began - self._began))
+        self._transfer = record = transfer.record
+        self._phases.append(Phase("weights", record.seconds, record.size_bytes, transfer.began - self._began))
 
     def report(self, folder: str, device: str, attention: Attention | None = None) -> LoadReport:
         """All that was timed so far."""

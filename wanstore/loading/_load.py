@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from wanstore._json import read_json
 from wanstore.building._check import check_pipeline, check_sealed
@@ -85,7 +85,7 @@ def load_folder(
 
 
 def _check_arguments(device: Any, weights: str, *, verify: bool, sealed: bool) -> None:
-    if weights not in ("resident", "deferred"):
+    if weights not in get_args(WeightsMode):
         raise NotSupportedError(f"Weights can't be {weights!r}", "Choose resident or deferred")
     if weights == "deferred" and str(device or "cpu") != "cpu":
         raise NotSupportedError("Deferred weights have no device yet", "Name the device to activate")
