@@ -25,7 +25,7 @@ from wanstore.errors import (
     SourceError,
     WanstoreError,
 )
-from wanstore.interfaces import Quiet
+from wanstore.interfaces import Listing, Quiet
 from wanstore.stores.local import LocalStore
 
 
@@ -55,7 +55,7 @@ def copy_of(folder: Path, target: Path) -> Path:
 def test_a_folder_is_set_up_whole_and_says_where_it_came_from(tiny_fp32: Path, store: LocalStore) -> None:
     """Every stored floating tensor is F16, the manifest names source and versions, and the hashes hold."""
     manifest = wanstore.setup(str(tiny_fp32), store, name="w")
-    assert store.list() == [manifest] and store.verify("w").ok
+    assert store.list().pipelines == (manifest,) and store.verify("w").ok
     assert manifest.source.kind == "folder" and {"torch", "python", "wanstore"} <= manifest.versions.keys()
     for path in (store.root / "w").rglob("*.safetensors"):
         assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
@@ -88,7 +88,7 @@ def test_another_recipe_under_the_same_name_needs_replace(tiny_fp32: Path, tiny_
     with pytest.raises(AlreadyExistsError):
         wanstore.setup(str(tiny_fp32), store, name="w", converter=Fp16Converter(overflow="clamp"))
     replaced = wanstore.setup(str(tiny_bf16), store, name="w", replace=True)
-    assert store.list() == [replaced] and store.verify("w").ok
+    assert store.list().pipelines == (replaced,) and store.verify("w").ok
 
 
 def test_a_damaged_manifest_is_healed_by_replace(tiny_fp32: Path, store: LocalStore) -> None:
@@ -144,7 +144,7 @@ def test_a_source_that_does_not_fit_its_models_leaves_the_store_as_it_was(
     name = change_tensor(bad, "vae", change)
     with pytest.raises(error, match=name.replace(".", r"\.")):
         wanstore.setup(str(bad), store, name="w")
-    assert [manifest.name for manifest in store.list()] == ["kept"]
+    assert [manifest.name for manifest in store.list().pipelines] == ["kept"]
     assert not list((store.root / ".wanstore/stages").iterdir())
 
 
@@ -154,7 +154,7 @@ def test_a_config_that_describes_no_model_is_named(tiny_fp32: Path, store: Local
     (bad / "vae/config.json").write_text('{"dim_mult": "many"}')
     with pytest.raises(SourceError, match=r"vae/config\.json"):
         wanstore.setup(str(bad), store)
-    assert store.list() == []
+    assert store.list() == Listing()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_scheduler_or_tokenizer_that_cannot_be_built_is_named(
     with pytest.raises(SourceError, match=f"^{path.rpartition('/')[0]}/tokenizer|^{path}") as caught:
         wanstore.setup(str(bad), store, progress=messages)
     assert str(tmp_path) not in str(caught.value) and "convert" not in messages.tasks
-    assert store.list() == [] and not list((store.root / ".wanstore/stages").iterdir())
+    assert store.list() == Listing() and not list((store.root / ".wanstore/stages").iterdir())
 
 
 @pytest.mark.parametrize("change", [{"vae": ["elsewhere", "AutoencoderKLWan"]}, {"boundary_ratio": 0.9}])
@@ -190,7 +190,7 @@ def test_what_load_would_refuse_is_not_set_up(
     (bad / "model_index.json").write_text(json.dumps(index | change))
     with pytest.raises(NotSupportedError, match="wanstore loads Wan 2") as caught:
         wanstore.setup(str(bad), store)
-    assert str(tmp_path) not in str(caught.value) and store.list() == []
+    assert str(tmp_path) not in str(caught.value) and store.list() == Listing()
 
 
 def test_too_little_room_is_said_before_any_work(
@@ -201,7 +201,7 @@ def test_too_little_room_is_said_before_any_work(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(DiskFullError, match=r"0\.0 GB are free"):
         wanstore.setup(str(tiny_fp32), store, name="w")
-    assert store.list() == []
+    assert store.list() == Listing()
 
 
 @pytest.mark.parametrize("source", ["no-such-word", "./no/such/folder", "https://huggingface.co/a/b"])

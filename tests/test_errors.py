@@ -71,3 +71,24 @@ def test_an_error_that_is_an_os_error_too_is_not_taken_for_the_systems(tmp_path:
     (tmp_path / "clip.mp4").mkdir()
     with pytest.raises(AlreadyExistsError):
         check_place(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:s3cret@host/x cannot be reached",
+        "'modal://:s3cret@volume' does not name a Modal Volume",
+        "https://user:p@ss:s3cret@host cannot be reached",
+        "'hf_s3cretABCDEFGHIJKLMNOPQRST' is neither a folder nor a Hub repo",
+    ],
+)
+def test_no_message_repeats_a_secret_that_was_typed(text: str) -> None:
+    """Wherever it was: messages end up in logs."""
+    error = WanstoreError(text, text)
+    assert "s3cret" not in str(error) + error.what + error.next_step and "***" in str(error)
+
+
+def test_the_addresses_in_a_message_stay_readable() -> None:
+    """Only what comes before an @ in the host's place is a secret."""
+    text = "modal://volume/name@1 and https://host/a@b and me@host"
+    assert WanstoreError(text).what == text

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 import wanstore
 from wanstore.errors import DiskFullError, UnreachableError
-from wanstore.interfaces import Quiet
+from wanstore.interfaces import Listing, Quiet
 from wanstore.stores.local import LocalStore
 from wanstore.testing.hub import Fault, LoopbackHub
 
@@ -127,7 +127,7 @@ def test_a_moved_branch_is_another_recipe(hub: LoopbackHub, tiny_copy: Path, sto
     first = wanstore.setup(REPO, store)
     hub.add_repo(REPO, tiny_copy)
     second = wanstore.setup(REPO, store, replace=True)
-    assert first.source.commit != second.source.commit and store.list() == [second]
+    assert first.source.commit != second.source.commit and store.list().pipelines == (second,)
     assert wanstore.setup(REPO, store, revision=first.source.commit, name="old").files == first.files
 
 
@@ -144,7 +144,7 @@ def test_a_killed_setup_goes_on_without_fetching_again(tiny_fp32: Path, store: L
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert store.list() == []
+        assert store.list() == Listing()
     done = [line.split('"path": "')[1].split('"')[0] for line in journal.read_text().splitlines()[1:]]
     with LoopbackHub() as hub:
         hub.add_repo(REPO, tiny_fp32)
@@ -183,7 +183,7 @@ def test_refusals_are_one_clear_line_and_leave_the_store_alone(
     hub.add_repo("Wan-AI/Gated", tiny_fp32, gated=True)
     result = run(hub, "setup", *source, "--store", str(store.root))
     assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
-    assert store.list() == [] and not list((store.root / ".wanstore/stages").glob("*"))
+    assert store.list() == Listing() and not list((store.root / ".wanstore/stages").glob("*"))
 
 
 def test_no_token_reaches_output_or_disk(hub: LoopbackHub, store: LocalStore, tmp_path: Path) -> None:

@@ -74,3 +74,19 @@ def plain_os_errors(where: Path) -> Iterator[None]:
                 "Choose a folder that you can write to",
             ) from error
         raise
+
+
+@contextmanager
+def unconfirmed(done: str, next_step: str) -> Iterator[None]:
+    """What the block does comes after a change that is made: an error in it must not read as if nothing had changed."""
+    try:
+        yield
+    except OSError as error:
+        raise WanstoreError(
+            f"{done}, but the disk did not confirm it ({error.strerror}): a loss of power may undo it", next_step
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why something cannot be read, without the next step."""
+    return (error if isinstance(error, WanstoreError) else of_system(error)).what  # type: ignore[arg-type]

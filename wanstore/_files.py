@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 _BLOCK_BYTES = 4 << 20
@@ -22,14 +25,56 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
+def read_small_file(path: Path, max_bytes: int) -> bytes:
+    """What a regular file holds. Raises `ValueError` when it is a link, a pipe or a folder, or larger than that."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise ValueError("it is no regular file")
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
+    return data
+
+
+def remove_tree(path: Path) -> None:
+    """Remove what is at `path`, as far as it can be: a folder with all that is in it, a file, or a link alone."""
+    if path.is_symlink() or path.is_file():
+        with suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it. When this returns, every new entry is on the disk."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in reversed(new):
+        with suppress(PermissionError):  # one may write into a folder that one may not read
+            sync(place.parent)
+
+
+def identity(folder: Path) -> tuple[int, ...] | None:
+    """Equal as long as one and the same folder is there, with nothing added or removed; None when there is none."""
+    try:
+        status = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
 def files_below(folder: Path) -> dict[str, os.stat_result]:
-    """Everything below `folder` that is not a directory, by its relative path. Links are not followed."""
+    """Everything below `folder` that is not a directory, by its relative path. Links are not followed.
+
+    What vanishes meanwhile is left out.
+    """
     found = {}
     for directory, names, files in os.walk(folder):
         links = [name for name in names if os.path.islink(os.path.join(directory, name))]
         for name in files + links:
             path = os.path.join(directory, name)
-            found[Path(path).relative_to(folder).as_posix()] = os.lstat(path)
+            with suppress(FileNotFoundError):
+                found[Path(path).relative_to(folder).as_posix()] = os.lstat(path)
     return found
 
 

@@ -77,9 +77,14 @@ def existing_manifest(store: WeightStore, name: str, recipe: str, replace: bool,
             return None
         raise
     if manifest.recipe == recipe:
-        if replace and not store.verify(name, progress=progress).ok:
-            progress.message(f"{name} is damaged: making it again")
-            return None
+        if replace:
+            try:
+                whole = store.verify(name, progress=progress).ok
+            except NotFoundError:  # deleted meanwhile
+                return None
+            if not whole:
+                progress.message(f"{name} is damaged: making it again")
+                return None
         return manifest
     if replace:
         return None

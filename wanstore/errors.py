@@ -9,7 +9,11 @@ Most errors are also the built-in that fits, so that code that knows nothing of 
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_SECRET = re.compile(r"(?<=://)[^/\s]*(?=@)|\bhf_[A-Za-z0-9]{20,}")
+"""The user and password of a URL, and a token of the Hub: no message repeats them, wherever they were typed."""
 
 
 class WanstoreError(Exception):
@@ -24,6 +28,7 @@ class WanstoreError(Exception):
     resumable = False
 
     def __init__(self, what: str, next_step: str = "") -> None:
+        what, next_step = _SECRET.sub("***", what), _SECRET.sub("***", next_step)
         super().__init__(f"{what}. {next_step}." if next_step else f"{what}.")
         self.what = what
         self.next_step = next_step

@@ -73,6 +73,32 @@ class VerifyReport:
         return not (self.damaged or self.missing or self.extra)
 
 
+@attrs.frozen
+class Unreadable:
+    """A folder of a store that has a manifest, and cannot be read.
+
+    Attributes:
+        name: the folder's name, which need not be one that a pipeline may have.
+        reason: why it cannot be read, in one line.
+    """
+
+    name: str
+    reason: str
+
+
+@attrs.frozen
+class Listing:
+    """What a store holds, both sorted by name.
+
+    Attributes:
+        pipelines: the sealed pipelines.
+        unreadable: those whose manifest is damaged, of a newer schema, a link, or closed to this user.
+    """
+
+    pipelines: tuple[Manifest, ...] = ()
+    unreadable: tuple[Unreadable, ...] = ()
+
+
 class Stage(Protocol):
     """A staging area: a place in a store that no reader sees, where a pipeline folder is written."""
 
@@ -107,8 +133,11 @@ class WeightStore(ABC):
         """The address that `open_store` opens this store by."""
 
     @abstractmethod
-    def list(self) -> list[Manifest]:
-        """The sealed pipelines, sorted by name. Folders that are unsealed, incomplete or foreign are left out."""
+    def list(self) -> Listing:
+        """The sealed pipelines, and those that cannot be read, with the reason: they hide none of the others.
+
+        Folders without a manifest are left out.
+        """
 
     @abstractmethod
     def manifest(self, name: str) -> Manifest:

@@ -1,8 +1,11 @@
 """The manifest: `wanstore.json`, written last into a pipeline folder, seals it.
 
 It names every other file with its size and SHA-256, where the weights came from, what the conversion did to
-them, and the versions of what made it. Its own `digest` covers all of that, so a flipped bit in the manifest
-is noticed as surely as one in a weight file.
+them, and the versions of what made it. Its own `digest` covers the document as it is written, keys that this
+version does not know included, so a flipped bit in the manifest is noticed as surely as one in a weight file.
+
+Stored manifests outlive the code that wrote them. Every version reads every schema before its own, each by its
+own rule, and a key may be added without a new schema: an older reader ignores it, and its digest covers it.
 """
 
 from __future__ import annotations
@@ -13,18 +16,25 @@ from typing import Any
 
 import attrs
 
+from wanstore._files import read_small_file
 from wanstore._json import digest_of, from_json, read_json, to_json
 from wanstore.errors import DamagedError, NotSupportedError
 
 MANIFEST_NAME = "wanstore.json"
 CONVERSION_NAME = "conversion.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MANIFEST_MAX_BYTES = 16 << 20
+"""Wan 2.1's manifests have 10 kB."""
+
+_UNSIGNED = {1: {"digest", "name"}, 2: {"digest"}}
+"""The keys that the digest of each schema leaves out."""
+_REMEDY = "Run setup again with --replace"
 
 
 def _inside(_: object, __: object, value: str) -> None:
     """A file's path stays inside its folder, whatever the JSON says."""
     parts = PurePosixPath(value).parts
-    if not parts or value.startswith("/") or ".." in parts or "\\" in value or "\0" in value:
+    if not parts or value.startswith("/") or ".." in parts or "\\" in value or not value.isprintable():
         raise ValueError(f"{value!r} is not a path inside the folder")
 
 
@@ -107,7 +117,11 @@ class ConversionRecord:
 
 @attrs.frozen
 class Manifest:
-    """A sealed pipeline folder, described. `recipe` is equal for equal source, converter and options."""
+    """A sealed pipeline folder, described. `recipe` is equal for equal source, converter and options.
+
+    One that was read has the name of its folder, so that a renamed or copied folder opens; its document, and with it
+    the digest, keep the name that it was sealed under.
+    """
 
     name: str
     recipe: str
@@ -118,6 +132,7 @@ class Manifest:
     versions: dict[str, str]
     notes: dict[str, str] = attrs.field(factory=dict)
     schema_version: int = SCHEMA_VERSION
+    _document: dict[str, Any] | None = attrs.field(default=None, init=False, eq=False, repr=False)
 
     @property
     def size_bytes(self) -> int:
@@ -125,48 +140,70 @@ class Manifest:
         return sum(entry.size_bytes for entry in self.files)
 
     @property
+    def document(self) -> dict[str, Any]:
+        """What `wanstore.json` says: as it was read, keys that this version does not know included."""
+        return to_json(self) if self._document is None else self._document
+
+    @property
     def digest(self) -> str:
-        """SHA-256 over everything the manifest says but its name: a renamed copy keeps its digest."""
-        return digest_of({k: v for k, v in to_json(self).items() if k != "name"})
+        """SHA-256 over the document but its `digest`, as canonical JSON. In schema 1 it leaves out `name` too."""
+        unsigned = _UNSIGNED[self.schema_version]
+        return digest_of({key: value for key, value in self.document.items() if key not in unsigned})
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """The bytes of `wanstore.json`."""
-    document = {**to_json(manifest), "digest": manifest.digest}
+    return _written({**manifest.document, "digest": manifest.digest})
+
+
+def _written(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
 
-def parse_manifest(data: bytes, where: str) -> Manifest:
-    """The manifest in `data`; `where` names its place in messages.
+def parse_manifest(data: bytes, where: str, name: str) -> Manifest:
+    """The manifest in `data`, of a folder called `name`; `where` names its place in messages.
 
     Raises `DamagedError` when it is not whole, and `NotSupportedError` when a newer wanstore wrote it.
     """
     try:
         document = json.loads(data)
         version = document.get("schema_version")
-    except (ValueError, AttributeError) as error:
-        raise DamagedError(f"{where} is not a manifest ({error})", "Run setup again with --replace") from error
-    if isinstance(version, int) and version > SCHEMA_VERSION:
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{where} is not a manifest ({error})", _REMEDY) from error
+    if type(version) is not int or version < 1:
+        raise DamagedError(f"{where} is not a manifest (schema_version is {version!r:.40})", _REMEDY)
+    if version > SCHEMA_VERSION:
         raise NotSupportedError(
             f"{where} has schema version {version}, this wanstore reads up to {SCHEMA_VERSION}", "Upgrade wanstore"
         )
     try:
         manifest = from_json(document, Manifest)
     except ValueError as error:
-        raise DamagedError(f"{where} is not a whole manifest ({error})", "Run setup again with --replace") from error
-    if document.get("digest") != manifest.digest:
-        raise DamagedError(f"{where} was altered: its digest does not match", "Run setup again with --replace")
-    return manifest
+        raise DamagedError(f"{where} is not a whole manifest ({error})", _REMEDY) from error
+    object.__setattr__(manifest, "_document", document)
+    # Canonical JSON has one spelling of a number or a letter where a file may have many: some flipped bits only show
+    # in the bytes. Schema 1 promised nothing about them.
+    if document.get("digest") != manifest.digest or (version > 1 and data != _written(document)):
+        raise DamagedError(f"{where} was altered: its digest does not match", _REMEDY)
+    return _renamed(manifest, name)
+
+
+def _renamed(manifest: Manifest, name: str) -> Manifest:
+    renamed = attrs.evolve(manifest, name=name)
+    object.__setattr__(renamed, "_document", manifest.document)
+    return renamed
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, named after the folder; None when it has none."""
+    """The manifest of `folder`, named after the folder; None when it has none. A link in its place is not followed."""
     path = folder / MANIFEST_NAME
     try:
-        data = path.read_bytes()
+        data = read_small_file(path, MANIFEST_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return attrs.evolve(parse_manifest(data, str(path)), name=folder.name)
+    except ValueError as error:
+        raise DamagedError(f"{path} is not a manifest ({error})", _REMEDY) from error
+    return parse_manifest(data, str(path), folder.name)
 
 
 def read_tensor_records(folder: Path) -> dict[str, Any]:
@@ -176,5 +213,5 @@ def read_tensor_records(folder: Path) -> dict[str, Any]:
     try:
         from_json(records, dict[str, list[TensorRecord]])
     except ValueError as error:
-        raise DamagedError(f"{path} is not a record of tensors ({error})", "Run setup again with --replace") from error
+        raise DamagedError(f"{path} is not a record of tensors ({error})", _REMEDY) from error
     return records

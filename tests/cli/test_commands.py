@@ -64,7 +64,31 @@ def store(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_list_shows_what_is_stored(store: Path) -> None:
     """As a table for people and as JSON for programs."""
     assert "w" in wanstore("list", "--store", store).stdout
-    assert [manifest["name"] for manifest in json_of("list", "--store", store)] == ["w"]
+    assert [manifest["name"] for manifest in json_of("list", "--store", store)["pipelines"]] == ["w"]
+
+
+def test_list_shows_what_cannot_be_read_and_succeeds(store: Path, tmp_path: Path) -> None:
+    """A warning for people, an entry for programs; terminal escapes in a name are shown, not obeyed."""
+    shutil.copytree(store / "w", tmp_path / "w")
+    shutil.copytree(store / "w", tmp_path / "bad\x1b[2J")
+    shutil.copytree(store / "w", tmp_path / "newer")
+    manifest = tmp_path / "newer" / "wanstore.json"
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 99'))
+    run = wanstore("list", "--store", tmp_path)
+    assert run.returncode == 0 and "Wan" not in run.stderr and " w " in run.stdout
+    assert r"wanstore: bad\x1b[2J cannot be read: " in run.stderr and "\x1b" not in run.stdout + run.stderr
+    assert "schema version 99, this wanstore reads up to 2" in run.stderr
+    document = json_of("list", "--store", tmp_path)
+    assert [one["name"] for one in document["unreadable"]] == ["bad\x1b[2J", "newer"]
+    assert [one["name"] for one in document["pipelines"]] == ["w"]
+
+
+def test_a_store_with_nothing_readable_does_not_say_that_it_is_empty(store: Path, tmp_path: Path) -> None:
+    """Nobody should make it all again because of that."""
+    shutil.copytree(store / "w", tmp_path / "w")
+    (tmp_path / "w" / "wanstore.json").write_text("{")
+    run = wanstore("list", "--store", tmp_path)
+    assert run.returncode == 0 and "w cannot be read" in run.stderr and "Nothing is stored" not in run.stderr
 
 
 def test_tables_show_brackets_and_colons_as_they_are(store: Path) -> None:

@@ -19,7 +19,7 @@ def test_a_demo_touches_nothing_that_no_demo_made(tmp_path: Path) -> None:
     put(store, demo.NAME)
     with pytest.raises(AlreadyExistsError, match="which was not made by a demo"):
         demo.run_demo(tmp_path, print)
-    assert [manifest.name for manifest in store.list()] == ["other", demo.NAME]
+    assert [manifest.name for manifest in store.list().pipelines] == ["other", demo.NAME]
 
 
 def test_a_demo_replaces_an_earlier_ones_pipeline_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,4 +30,4 @@ def test_a_demo_replaces_an_earlier_ones_pipeline_alone(tmp_path: Path, monkeypa
     monkeypatch.setattr(demo, "LoopbackHub", None)  # it gets no further than that
     with pytest.raises(TypeError):
         demo.run_demo(tmp_path, print)
-    assert [manifest.name for manifest in store.list()] == ["other"]
+    assert [manifest.name for manifest in store.list().pipelines] == ["other"]

@@ -84,7 +84,7 @@ class Account:
 
     def stored(self, volume: str) -> list[Manifest]:
         """What is sealed there; nothing while there is no such Volume."""
-        return self.store(volume).list() if self.control.volumes.named(volume) else []
+        return list(self.store(volume).list().pipelines) if self.control.volumes.named(volume) else []
 
     def running(self, function: str) -> Container:
         """The container that is at an input of `function`, as soon as there is one."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
-from wanstore._files import files_below, hash_file
+from wanstore._files import files_below, hash_file, identity
 from wanstore._json import read_json
 from wanstore.components import check_index
-from wanstore.errors import DamagedError, NotFoundError
+from wanstore.errors import ChangedError, DamagedError, NotFoundError, WanstoreError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, read_manifest
 
@@ -24,19 +26,45 @@ def check_sealed(folder: Path, *, verify: bool, progress: Progress | None = None
 
     Kinds and sizes are compared always, SHA-256 with `verify`. Raises `NotFoundError` without a manifest.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise NotFoundError(
-            f"{folder} is not sealed: it has no {MANIFEST_NAME}",
-            "Run setup, or load it as it is with sealed=False",
-        )
-    faults = _wrong_files(folder, manifest)
-    if verify and not faults:
-        faults = _wrong_hashes(folder, manifest, progress or Quiet())
-    if faults:
-        listed = "; ".join(f"{path} {fault}" for path, fault in sorted(faults.items()))
-        raise DamagedError(f"{folder} is not what its manifest says: {listed}", _REPAIR)
-    return manifest
+    while True:
+        began_with = identity(folder)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise NotFoundError(
+                f"{folder} is not sealed: it has no {MANIFEST_NAME}",
+                "Run setup, or load it as it is with sealed=False",
+            )
+        faults = _wrong_files(folder, manifest)
+        if verify and not faults:
+            faults = _wrong_hashes(folder, manifest, progress or Quiet())
+        if not faults:
+            return manifest
+        if identity(folder) == began_with:  # else it was replaced meanwhile: begin again with the new one
+            listed = "; ".join(f"{path} {fault}" for path, fault in sorted(faults.items()))
+            raise DamagedError(f"{folder} is not what its manifest says: {listed}", _REPAIR)
+
+
+def check_same(folder: Path, manifest: Manifest) -> None:
+    """Raise `ChangedError`, or `NotFoundError`, unless `folder` still holds the pipeline of `manifest`."""
+    again = "Load the pipeline again, and make the snapshot again if there was one"
+    if not folder.is_dir():
+        raise NotFoundError(f"The folder {folder}, which this pipeline was prepared from, is gone", again)
+    if check_sealed(folder, verify=False).digest != manifest.digest:
+        raise ChangedError(f"{folder} holds another pipeline than this one was prepared from", again)
+
+
+@contextmanager
+def told_if_changed(folder: Path, manifest: Manifest | None) -> Iterator[None]:
+    """Errors in the block that come of a change of `folder` say so, whatever they look like: see `check_same`.
+
+    An unsealed folder has no manifest, and its errors are left as they are.
+    """
+    try:
+        yield
+    except (WanstoreError, OSError):
+        if manifest is not None:
+            check_same(folder, manifest)
+        raise
 
 
 def _wrong_files(folder: Path, manifest: Manifest) -> dict[str, str]:

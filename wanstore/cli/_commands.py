@@ -10,7 +10,7 @@ import click
 
 import wanstore
 from wanstore.cli._bench import bench
-from wanstore.cli._faults import Commands, plain_memory_errors
+from wanstore.cli._faults import Commands, one_line, plain_memory_errors
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
@@ -87,18 +87,23 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
 @store_option
 @json_option
 def list_pipelines(store_url: str, as_json: bool) -> None:
-    """List the pipelines in a store."""
+    """List the pipelines in a store.
+
+    Those that cannot be read are shown with the reason, and the exit status is 0 all the same.
+    """
     from wanstore._json import to_json
+    from wanstore.cli._terminal import list_table
+    from wanstore.cli._terminal import show as show_tables
 
-    manifests = open_store_at(store_url).list()
+    listing = open_store_at(store_url).list()
+    for one in listing.unreadable:
+        click.echo(one_line(f"wanstore: {one.name} cannot be read: {one.reason}."), err=True)
     if as_json:
-        print_json([{**to_json(m), "size_bytes": m.size_bytes} for m in manifests])
-    elif manifests:
-        from wanstore.cli._terminal import list_table
-        from wanstore.cli._terminal import show as show_tables
-
-        show_tables(list_table(manifests))
-    else:
+        pipelines = [{**to_json(m), "size_bytes": m.size_bytes} for m in listing.pipelines]
+        print_json({"pipelines": pipelines, "unreadable": [to_json(one) for one in listing.unreadable]})
+    elif listing.pipelines:
+        show_tables(list_table(listing.pipelines))
+    elif not listing.unreadable:
         click.echo(
             f"Nothing is stored in {store_url}. Add one with: wanstore setup SOURCE --store {store_url}", err=True
         )
@@ -137,7 +142,7 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
     """
     import attrs
 
-    from wanstore.cli._terminal import TerminalProgress, human_bytes
+    from wanstore.cli._terminal import TerminalProgress, escaped, human_bytes
 
     with TerminalProgress(quiet=as_json) as progress:
         report = open_store_at(store_url).verify(name, progress=progress)
@@ -148,7 +153,7 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
         click.echo(f"{name}: {report.files} files, {human_bytes(report.size_bytes)} hashed at {rate}/s")
         for kind in ("damaged", "missing", "extra"):
             for path in getattr(report, kind):
-                click.echo(f"{kind}: {path}")
+                click.echo(escaped(f"{kind}: {path}"))
         click.echo("whole" if report.ok else "NOT whole: run setup again with --replace")
     sys.exit(0 if report.ok else 1)
 

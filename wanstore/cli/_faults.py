@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanstore._error_translation import first_line, lacks_memory, of_system
+from wanstore.cli._terminal import escaped
 from wanstore.errors import DeviceMemoryError, WanstoreError
 
 if TYPE_CHECKING:
     from wanstore.presets import ClipSize
 
+_LINE_MAX = 1000
 _RESUMABLE = ("setup", "bench")
 """The commands that resume what an earlier run has done."""
 
@@ -38,7 +40,7 @@ class Commands(click.Group):
                 text = _interrupted(arguments) if interrupted else _text_of(error)
                 if text is None:
                     raise
-                click.echo(f"wanstore: {' '.join(text.split())}", err=True)
+                click.echo(one_line(f"wanstore: {text}"), err=True)
                 status = 1
         sys.exit(status)
 
@@ -47,6 +49,12 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise click.Abort from error  # or click prints an empty line
+
+
+def one_line(text: str) -> str:
+    """`text` in one line that a terminal may show, the middle cut out of a very long one."""
+    line = escaped(" ".join(text.split()))
+    return line if len(line) <= _LINE_MAX else f"{line[: _LINE_MAX // 2]} [...] {line[-_LINE_MAX // 2 :]}"
 
 
 def _text_of(error: BaseException) -> str | None:

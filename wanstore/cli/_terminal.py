@@ -109,6 +109,11 @@ def human_bytes(count: int) -> str:
     return f"{size:.2f} TB"
 
 
+def escaped(text: str) -> str:
+    """`text` with what could steer a terminal, or cannot be encoded, as escape sequences."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def show(*tables: Table) -> None:
     """Print tables to stdout, as wide as they need when that is no terminal."""
     from rich.console import Console
@@ -127,15 +132,17 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, title=Text(title, style="table.title") if title else None, title_justify="left")
+    table = Table(
+        box=box.SIMPLE, title=Text(escaped(title), style="table.title") if title else None, title_justify="left"
+    )
     for column in columns:
         table.add_column(column.lstrip("#"), justify="right" if column.startswith("#") else "left")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(escaped(cell)) for cell in row))
     return table
 
 
-def list_table(manifests: list[Manifest]) -> Table:
+def list_table(manifests: Iterable[Manifest]) -> Table:
     """What `wanstore list` shows."""
     rows = (
         [one.name, one.source.location, one.source.commit[:12], human_bytes(one.size_bytes), one.created_at]

@@ -30,7 +30,6 @@ from wanstore.errors import ConversionRefusedError
 from wanstore.interfaces import ConversionPlan, Converted, Converter, OutputShard, Progress, Quiet, Source
 from wanstore.manifest import (
     CONVERSION_NAME,
-    SCHEMA_VERSION,
     ComponentRecord,
     ConversionRecord,
     FileEntry,
@@ -80,8 +79,9 @@ class Fp16Converter(Converter):
     def _convert_shards(
         self, plan: ConversionPlan, target: Path, scratch: Path, progress: Progress
     ) -> list[WrittenShard]:
-        journal = Journal(scratch / "journal.jsonl", digest_of({"plan": _fingerprint(plan), "options": self.options}))
-        written = journal.whole_shards(target)
+        plan_digest = digest_of({"plan": _fingerprint(plan), "options": self.options})
+        journal = Journal(scratch / "journal.jsonl", plan_digest, progress)
+        written = journal.whole_shards(plan.shards, target)
         if written:
             progress.message(f"Resuming: {len(written)} of {len(plan.shards)} shards are already converted")
         todo = [shard for shard in plan.shards if shard.path not in written]
@@ -173,7 +173,7 @@ def _write_small_files(
         component: to_json([tensor for shard in group for tensor in shard.tensors])
         for component, group in groupby(shards, key=lambda shard: shard.component)
     }
-    documents = {**plan.indexes, CONVERSION_NAME: {"schema_version": SCHEMA_VERSION, "tensors": tensors}}
+    documents = {**plan.indexes, CONVERSION_NAME: {"schema_version": 1, "tensors": tensors}}
     for path, document in documents.items():
         (target / path).write_text(json.dumps(document, indent=2) + "\n")
     entries = []

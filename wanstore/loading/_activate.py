@@ -7,12 +7,14 @@ import random
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
 import torch
 
 from wanstore.building._attention import NATIVE, use_backend
+from wanstore.building._check import told_if_changed
 from wanstore.building._skeleton import fill_model, wanted_tensors
 from wanstore.building._weight_files import check_fit, open_weights
 from wanstore.building._weight_transfer import WeightTransfer, transfer_weights
@@ -47,10 +49,11 @@ def _activate(pipe: WanPipeline, device: str | torch.device | None, progress: Pr
     reseed()
     models = {component: getattr(pipe, component) for component in COMPONENTS}
     if any(parameter.is_meta for model in models.values() for parameter in model.parameters()):
-        with clock.phase("check"):
-            origin.check_same()
-            opened = open_weights(origin.folder)
-        with opened as files, transfer_weights(files, device, origin.dtypes, progress, origin.folder.name) as transfer:
+        with told_if_changed(origin.folder, origin.manifest), ExitStack() as stack:
+            with clock.phase("check"):
+                origin.check_same()
+                files = stack.enter_context(open_weights(origin.folder))
+            transfer = stack.enter_context(transfer_weights(files, device, origin.dtypes, progress, origin.folder.name))
             for component, model in models.items():
                 check_fit(origin.folder, component, files[component], wanted_tensors(model))
             fill(models, origin, transfer, clock)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from wanstore._json import read_json
-from wanstore.building._check import check_pipeline, check_sealed
+from wanstore.building._check import check_pipeline, check_sealed, told_if_changed
 from wanstore.building._dtypes import FLOAT16, check_dtypes
 from wanstore.building._weight_files import Weights, check_fit, open_weights
 from wanstore.choices import MemoryMode, WeightsMode
@@ -17,7 +17,6 @@ from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.lean_imports import collection_paused, deferred_imports, import_lean, quiet_libraries, resolve_imported
 from wanstore.loading._clock import PhaseClock
-from wanstore.manifest import Manifest
 from wanstore.memory import MemoryPlan
 from wanstore.memory._origin import Origin
 from wanstore.memory._plan import check_memory
@@ -56,7 +55,11 @@ def load_folder(
             _check_arguments(device, weights, verify=verify, sealed=sealed)
             dtypes = check_dtypes(dtype)
             check_memory(memory)
-            manifest = _check(folder, verify=verify, sealed=sealed, progress=progress)
+            if not folder.is_dir():
+                raise NotFoundError(f"There is no folder {folder}", "Check the path")
+            manifest = check_sealed(folder, verify=verify, progress=progress) if sealed else None
+            stack.enter_context(told_if_changed(folder, manifest))
+            check_pipeline(folder)
             files = stack.enter_context(open_weights(folder))
         transfer = None
         with clock.phase("imports"):
@@ -91,14 +94,6 @@ def _check_arguments(device: Any, weights: str, *, verify: bool, sealed: bool) -
         raise NotSupportedError("Deferred weights have no device yet", "Name the device to activate")
     if verify and not sealed:
         raise NotSupportedError("Without a manifest there are no hashes to verify", "Leave out one of the two")
-
-
-def _check(folder: Path, *, verify: bool, sealed: bool, progress: Progress) -> Manifest | None:
-    if not folder.is_dir():
-        raise NotFoundError(f"There is no folder {folder}", "Check the path")
-    manifest = check_sealed(folder, verify=verify, progress=progress) if sealed else None
-    check_pipeline(folder)
-    return manifest
 
 
 def _skeletons(folder: Path, files: Weights, dtypes: Mapping[str, str], clock: PhaseClock) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import attrs
 
-from wanstore.building._check import check_sealed
+from wanstore.building._check import check_same
 from wanstore.choices import MemoryMode
-from wanstore.errors import ChangedError, NotFoundError
 from wanstore.manifest import Manifest
 from wanstore.memory._plan import MemoryPlan
 
@@ -39,10 +38,5 @@ class Origin:
 
     def check_same(self) -> None:
         """Raise `ChangedError`, or `NotFoundError`, unless the folder still holds what it held."""
-        if self.manifest is None:
-            return
-        again = "Load the pipeline again, and make the snapshot again if there was one"
-        if not self.folder.is_dir():
-            raise NotFoundError(f"The folder {self.folder}, which this pipeline was prepared from, is gone", again)
-        if check_sealed(self.folder, verify=False).digest != self.manifest.digest:
-            raise ChangedError(f"{self.folder} holds another pipeline than this one was prepared from", again)
+        if self.manifest is not None:
+            check_same(self.folder, self.manifest)

@@ -15,6 +15,14 @@ from wanstore.interfaces import Progress, Quiet, VerifyReport
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest
 
 
+def has_manifest(folder: Path) -> bool:
+    """Whether `folder` and the manifest in it are what they should be, and no links."""
+    try:
+        return not folder.is_symlink() and stat.S_ISREG((folder / MANIFEST_NAME).lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def check_against(folder: Path, manifest: Manifest) -> None:
     """Raise `DamagedError` unless `folder` holds just the files of `manifest`, in their sizes."""
     found = {path: status.st_size for path, status in files_below(folder).items() if path != MANIFEST_NAME}

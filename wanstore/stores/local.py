@@ -7,15 +7,14 @@
 
 A pipeline is published by one rename, or one exchange when it replaces another, after all of it is on the
 disk. A stage whose lock nobody holds belongs to a dead run: a run with the same key takes it up again, any
-other sweeps it.
+other sweeps it. No link below ROOT is followed: it would lead out of the store.
 """
 
 from __future__ import annotations
 
-import builtins
 import errno
+import logging
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,15 +24,18 @@ from urllib.parse import unquote, urlsplit
 import attrs
 from filelock import FileLock, Timeout
 
-from wanstore._error_translation import plain_os_errors
-from wanstore._files import sync, sync_tree
+from wanstore._error_translation import plain_os_errors, reason_of, unconfirmed
+from wanstore._files import identity, make_folder, read_small_file, remove_tree, sync, sync_tree
 from wanstore.errors import AlreadyExistsError, BusyError, NotFoundError, NotSupportedError, WanstoreError
-from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
+from wanstore.interfaces import Listing, Progress, Stage, Unreadable, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest
 from wanstore.stores._atomic_swap import check_swap, swap
-from wanstore.stores._folder import check_against, verify_folder
+from wanstore.stores._folder import check_against, has_manifest, verify_folder
 from wanstore.stores._names import check_name
 
+_log = logging.getLogger("wanstore")
+
+_KEY_MAX_BYTES = 4096
 _LOCK_WAIT_SECONDS = 2.0
 """A sweeper holds a lock only this briefly; a lock held for longer is a live run's."""
 
@@ -49,15 +51,25 @@ class LocalStore(WeightStore):
     def url(self) -> str:
         return self.root.as_uri()
 
-    def list(self) -> builtins.list[Manifest]:
-        found = []
+    def list(self) -> Listing:
         self._check_root()
+        pipelines, unreadable = [], []
         for entry in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             try:
-                found.append(self.manifest(entry.name))
-            except (WanstoreError, OSError):  # a foreign, damaged or closed folder hides none of the others
-                continue
-        return found
+                if entry != self._own and (found := self._look_at(entry)):
+                    pipelines.append(found)
+            except (WanstoreError, OSError) as error:
+                unreadable.append(Unreadable(entry.name, reason_of(error)))
+        return Listing(tuple(pipelines), tuple(unreadable))
+
+    def _look_at(self, folder: Path) -> Manifest | None:
+        """The manifest in `folder`; None when it has none, or is no folder."""
+        if not os.path.lexists(folder / MANIFEST_NAME):
+            return None
+        check_name(folder.name)
+        if folder.is_symlink():
+            raise NotSupportedError(f"{folder} is a link, and no link in a store is followed", "Copy the folder")
+        return read_manifest(folder)
 
     def manifest(self, name: str) -> Manifest:
         manifest = read_manifest(self._sealed(name))
@@ -71,7 +83,7 @@ class LocalStore(WeightStore):
         self._check_root()
         with plain_os_errors(self.root), self._lock(name):
             self._check_free(name, replace)
-            stage = _LocalStage(self.root / name, self._own / "stages" / name)
+            stage = _LocalStage(self.root / name, self._hidden("stages") / name)
             stage.prepare(resume)
             if replace:
                 stage.swap = self._swapper(stage.work)
@@ -89,19 +101,27 @@ class LocalStore(WeightStore):
         return self._sealed(name)
 
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
-        return verify_folder(self._sealed(name), self.manifest(name), progress)
+        while True:
+            folder = self._sealed(name)
+            began_with = identity(folder)
+            report = verify_folder(folder, self.manifest(name), progress)
+            # What was replaced meanwhile may look like neither the old nor the new: begin again with the new one.
+            if report.ok or identity(self._sealed(name)) == began_with:
+                return report
 
     def delete(self, name: str) -> None:
         folder = self._sealed(name)
         with plain_os_errors(self.root):
-            grave = self._own / "trash" / f"{name}-{uuid.uuid4().hex}"
-            grave.parent.mkdir(parents=True, exist_ok=True)
+            grave = self._hidden("trash") / f"{name}-{uuid.uuid4().hex}"
             try:
                 folder.rename(grave)
             except FileNotFoundError:
                 raise self._missing(name) from None
-            sync(self.root)
-            shutil.rmtree(grave)
+            with unconfirmed(f"{name!r} is deleted from {self.root}", "Look whether it is gone with: wanstore list"):
+                sync(self.root)
+            remove_tree(grave)
+            if grave.exists():
+                _log.warning("%s: what is left of it in %s is removed by the next setup", name, grave)
 
     def sweep(self) -> None:
         if self._own.is_dir():
@@ -109,22 +129,30 @@ class LocalStore(WeightStore):
                 self._sweep()
 
     def _sweep(self, except_for: str | None = None) -> None:
-        # What is in the trash was taken out of sight by its one rename: whoever comes by may finish the job.
-        shutil.rmtree(self._own / "trash", ignore_errors=True)
-        stages = self._own / "stages"
-        for name in [entry.name for entry in stages.iterdir()] if stages.is_dir() else []:
-            if name != except_for:
+        # What is in the trash was taken out of sight by its one rename: whoever comes by may finish the job. The
+        # folder itself stays: a delete may be about to rename something into it.
+        for grave in self._hidden("trash").iterdir():
+            remove_tree(grave)
+        for stage in self._hidden("stages").iterdir():
+            if stage.name != except_for:
                 try:
-                    with self._lock(name, wait_seconds=0):
-                        shutil.rmtree(stages / name, ignore_errors=True)
+                    with self._lock(stage.name, wait_seconds=0):
+                        remove_tree(stage)
                 except BusyError:
                     continue
 
+    def _hidden(self, kind: str, *, make: bool = True) -> Path:
+        """A folder of the store's own, made if it is missing, unless it is only looked at."""
+        for folder in (self._own, self._own / kind):
+            if folder.is_symlink():
+                raise NotSupportedError(f"{folder} is a link, and no link in a store is followed", "Remove the link")
+        if make:
+            make_folder(self._own / kind)
+        return self._own / kind
+
     @contextmanager
     def _lock(self, name: str, wait_seconds: float = _LOCK_WAIT_SECONDS) -> Iterator[None]:
-        locks = self._own / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / name)
+        lock = FileLock(self._hidden("locks") / name)
         try:
             lock.acquire(timeout=wait_seconds)
         except Timeout:
@@ -144,7 +172,7 @@ class LocalStore(WeightStore):
 
     def _check_free(self, name: str, replace: bool) -> None:
         folder = self.root / name
-        sealed = not folder.is_symlink() and (folder / MANIFEST_NAME).is_file()
+        sealed = has_manifest(folder)
         if sealed and not replace:
             raise AlreadyExistsError(
                 f"{self.root} already holds {name!r}", "Choose another name, or replace it with --replace"
@@ -156,7 +184,7 @@ class LocalStore(WeightStore):
 
     def _sealed(self, name: str) -> Path:
         folder = self.root / check_name(name)
-        if folder.is_symlink() or not (folder / MANIFEST_NAME).is_file():
+        if not has_manifest(folder):
             raise self._missing(name)
         return folder
 
@@ -199,13 +227,24 @@ class _LocalStage:
 
     def prepare(self, resume: str | None) -> None:
         """Take up what a dead run left under the same key, or start clean."""
-        key = self.work / "key"
-        if resume is None or not key.is_file() or key.read_text() != resume:
+        if resume is None or not self._was_left_by(resume):
             self.discard()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.scratch.mkdir(exist_ok=True)
-        if resume is not None and not key.exists():
-            key.write_text(resume)
+        for folder in (self.work, self.path, self.scratch):
+            folder.mkdir(exist_ok=True)
+        if resume is not None:
+            (self.work / "key").write_text(resume)
+
+    def _was_left_by(self, resume: str) -> bool:
+        try:
+            for folder in (self.work, self.path, self.scratch):
+                if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                    raise ValueError(f"{folder.name} is no folder")
+            return read_small_file(self.work / "key", _KEY_MAX_BYTES) == resume.encode()
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            _log.warning("%s: what an earlier run left there is damaged (%s): beginning anew", self.work, error)
+            return False
 
     def seal(self, manifest: Manifest) -> None:
         check_against(self.path, manifest)
@@ -214,7 +253,8 @@ class _LocalStage:
         # From here on nobody may take this work up again: after an exchange it is the old pipeline.
         (self.work / "key").unlink(missing_ok=True)
         self._publish()
-        sync(self.target.parent)
+        with unconfirmed(f"{self.target} is sealed", f"Check it with: wanstore verify {self.target.name}"):
+            sync(self.target.parent)
 
     def _publish(self) -> None:
         if self.swap and self.target.is_dir():
@@ -230,4 +270,4 @@ class _LocalStage:
             raise
 
     def discard(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
+        remove_tree(self.work)

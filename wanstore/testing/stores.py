@@ -21,7 +21,7 @@ from wanstore.errors import (
     NotFoundError,
     WanstoreError,
 )
-from wanstore.interfaces import Stage, WeightStore
+from wanstore.interfaces import Listing, Stage, WeightStore
 from wanstore.manifest import Manifest
 from wanstore.testing.manifests import manifest_of
 
@@ -57,19 +57,19 @@ class WeightStoreTests:
 
     def test_an_empty_store_lists_nothing(self, store: WeightStore) -> None:
         """A store that was never written to is empty, not an error."""
-        assert store.list() == []
+        assert store.list() == Listing()
 
     def test_a_sealed_pipeline_is_listed_with_its_manifest(self, store: WeightStore) -> None:
         """What was sealed comes back, from `list` and from `manifest`."""
         manifest = put(store, "w")
-        assert store.list() == [manifest]
+        assert store.list().pipelines == (manifest,)
         assert store.manifest("w") == manifest
 
     def test_pipelines_are_listed_by_name(self, store: WeightStore) -> None:
         """The order is that of the names, whenever each was stored."""
         put(store, "b")
         put(store, "a")
-        assert [manifest.name for manifest in store.list()] == ["a", "b"]
+        assert [manifest.name for manifest in store.list().pipelines] == ["a", "b"]
 
     def test_the_local_path_holds_every_byte(self, store: WeightStore) -> None:
         """Readers get a plain folder."""
@@ -81,7 +81,7 @@ class WeightStoreTests:
         """A staging area is invisible, however full it is."""
         with store.stage("w") as stage:
             fill(stage)
-            assert store.list() == []
+            assert store.list() == Listing()
             with pytest.raises(NotFoundError):
                 store.manifest("w")
 
@@ -108,7 +108,7 @@ class WeightStoreTests:
                 raise RuntimeError
             with store.stage("w", resume=key) as stage:
                 assert bool(list(stage.path.iterdir())) is found
-        assert store.list() == []
+        assert store.list() == Listing()
 
     def test_a_name_that_is_taken_is_refused(self, store: WeightStore) -> None:
         """Without `replace`, a stored pipeline is never touched."""
@@ -125,12 +125,12 @@ class WeightStoreTests:
             assert store.manifest("w") == first
             second = manifest_of(stage.path, "w", "second")
             stage.seal(second)
-        assert store.list() == [second]
+        assert store.list().pipelines == (second,)
         assert store.verify("w").ok
 
     def test_replace_of_nothing_stores(self, store: WeightStore) -> None:
         """`replace` does not need something to replace."""
-        assert store.list() == [] and put(store, "w", replace=True) == store.manifest("w")
+        assert store.list() == Listing() and put(store, "w", replace=True) == store.manifest("w")
 
     def test_two_live_stages_of_one_name_end_in_one_whole_pipeline(self, store: WeightStore) -> None:
         """The second is refused when it begins, or when it seals."""
@@ -140,7 +140,7 @@ class WeightStoreTests:
                 fill(second)
                 first.seal(manifest_of(first.path, "w"))
                 second.seal(manifest_of(second.path, "w"))
-            if not store.list():
+            if not store.list().pipelines:
                 first.seal(manifest_of(first.path, "w"))
         assert store.verify("w").ok
 
@@ -151,7 +151,7 @@ class WeightStoreTests:
             manifest = manifest_of(stage.path, "w")
             (stage.path / "model_index.json").write_bytes(b"longer than it was said to be, by far")
             stage.seal(manifest)
-        assert store.list() == []
+        assert store.list() == Listing()
 
     def test_verify_passes_what_was_sealed(self, store: WeightStore) -> None:
         """A clean report counts every file and byte."""
@@ -183,7 +183,7 @@ class WeightStoreTests:
         """After a delete the name is as if it had never been."""
         put(store, "w")
         store.delete("w")
-        assert store.list() == []
+        assert store.list() == Listing()
         put(store, "w")
 
     def test_a_missing_pipeline_is_not_found(self, store: WeightStore) -> None:
@@ -207,5 +207,5 @@ class WeightStoreTests:
             fill(stage)
             store.sweep()
             stage.seal(manifest_of(stage.path, "live"))
-        assert [manifest.name for manifest in store.list()] == ["live", "sealed"]
+        assert [manifest.name for manifest in store.list().pipelines] == ["live", "sealed"]
         assert store.verify("live").ok

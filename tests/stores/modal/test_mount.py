@@ -19,6 +19,7 @@ from tests.modal_loopback.views import OpenFilesError, View
 from tests.modal_loopback.volumes import Volume, Volumes
 from tests.snapshots.gvisor import Sandbox, why_not
 from wanstore.errors import BusyError, NotFoundError, NotSupportedError
+from wanstore.interfaces import Listing
 from wanstore.stores import local
 from wanstore.stores.modal._lease import Lease
 from wanstore.stores.modal._mount import MountedStore
@@ -97,13 +98,13 @@ class TestTwoContainers:
             fill(stage)
             writer.commit()
             other = container().store()
-            assert other.list() == []
+            assert other.list() == Listing()
             with pytest.raises(NotFoundError):
                 other.local_path("w")
             other.sweep()
             put(other, "another")
             stage.seal(manifest_of(stage.path, "w"))
-        assert {manifest.name for manifest in container().store().list()} == {"w", "another"}
+        assert {manifest.name for manifest in container().store().list().pipelines} == {"w", "another"}
 
     def test_a_dead_containers_work_is_taken_up_by_the_next(self, container: Callable[[], Container]) -> None:
         """What a background commit saved is there under the same key, in another container."""
@@ -150,7 +151,7 @@ class TestTwoContainers:
         with monkeypatch.context() as lost:
             lost.setattr(View, "commit", lambda self: None)
             put(writer.store(), "w")
-        assert container().store().list() == []
+        assert container().store().list() == Listing()
         writer.commit()
         assert container().store().verify("w").ok
 
@@ -248,6 +249,7 @@ class TestReplacingWithoutASwap:
 import json, sys
 from pathlib import Path
 from wanstore.errors import NotSupportedError
+from wanstore.interfaces import Listing
 from wanstore.stores._atomic_swap import check_swap
 from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing.stores import put

@@ -24,7 +24,7 @@ from wanstore.errors import (
     NotSupportedError,
     UnreachableError,
 )
-from wanstore.interfaces import WeightStore
+from wanstore.interfaces import Listing, WeightStore
 from wanstore.stores.modal import ModalVolumeStore
 from wanstore.stores.modal import _client as modal_client
 from wanstore.stores.modal import _lease as modal_lease
@@ -91,7 +91,7 @@ class TestFromOutside:
     def test_only_a_stage_creates_the_volume(self, control: ControlPlane, client: Any) -> None:
         """A look at a Volume that is not there finds nothing, and leaves nothing."""
         store = ModalVolumeStore("modal://new", client=client)
-        assert store.list() == []
+        assert store.list() == Listing()
         store.sweep()
         with pytest.raises(NotFoundError, match="no Modal Volume 'new'"):
             store.manifest("w")
@@ -143,7 +143,7 @@ class TestFromOutside:
             fill(stage)
             stage.seal(manifest_of(stage.path, "w"))
         control.faults.clear()
-        assert store.list() == []
+        assert store.list() == Listing()
         with store.stage("w", resume="key") as stage:
             stage.seal(manifest_of(stage.path, "w"))
         assert store.verify("w").ok
@@ -172,11 +172,11 @@ class TestFromOutside:
         control.faults.clear()
         left = {path.name for path in (control.volumes.folder("models") / "wan/w").iterdir()}
         assert left == {"model_index.json", "vae"}
-        assert store.list() == [] and mounted.list() == []
+        assert store.list() == Listing() and mounted.list() == Listing()
         with pytest.raises(NotFoundError):
             store.local_path("w")
         put(store, "w", recipe="new", replace=replace)
-        assert [manifest.recipe for manifest in mounted.list()] == ["new"] and store.verify("w").ok
+        assert [manifest.recipe for manifest in mounted.list().pipelines] == ["new"] and store.verify("w").ok
 
     def test_sweep_drops_what_a_failed_upload_left(
         self, control: ControlPlane, store: ModalVolumeStore, version: int
@@ -257,7 +257,7 @@ class TestOnAMount:
     def test_both_ways_see_the_same(self, store: ModalVolumeStore, mounted: ModalVolumeStore) -> None:
         """What a laptop uploads a container loads, and the other way round."""
         first, second = put(store, "a"), put(mounted, "b")
-        assert store.list() == mounted.list() == [first, second]
+        assert store.list() == mounted.list() == Listing((first, second))
         assert mounted.verify("a").ok and store.verify("b").ok
 
     def test_a_seal_commits_and_only_a_missing_name_reloads(
@@ -304,7 +304,7 @@ class TestOnAMount:
             pytest.skip("mounting is not allowed here")
         try:
             mounted = ModalVolumeStore(URL, mount=tmp_path / "ro", client=client)
-            assert mounted.list() == []
+            assert mounted.list() == Listing()
             with pytest.raises(AccessError, match="Mount the Volume without read_only"), mounted.stage("w"):
                 pass
         finally:

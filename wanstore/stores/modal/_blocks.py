@@ -32,6 +32,7 @@ from wanstore.stores.modal._client import RemoteVolume
 
 _BATCH_BYTES = 1 << 30
 """A finished batch is kept, so an upload resumes after its last whole batch."""
+_INTENT_MAX_BYTES = 4096
 _FILES_AT_ONCE = 4
 """Files on their way down; the client fetches several blocks of each at a time."""
 
@@ -102,8 +103,8 @@ def _note(volume: RemoteVolume, places: Places, contents: str) -> None:
 
 def _noted(volume: RemoteVolume, places: Places) -> str | None:
     try:
-        return str(json.loads(volume.read(places.intent))["contents"])
-    except FileNotFoundError:
+        return str(json.loads(volume.read(places.intent, _INTENT_MAX_BYTES))["contents"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none, or a damaged one: send all of it again
         return None
 
 
@@ -175,8 +176,9 @@ def download(volume: RemoteVolume, places: Places, manifest: Manifest, cache: Lo
     Raises `DamagedError` when what comes is not what the manifest says.
     """
     name = places.name
-    if any(there.digest == manifest.digest for there in cache.list()):
-        return cache.local_path(name)
+    for there in cache.list().pipelines:  # under the name that it had when it came
+        if there.digest == manifest.digest:
+            return cache.local_path(there.name)
     try:
         with cache.stage(name, resume=manifest.digest) as stage:
             task = f"download {name}"

@@ -162,10 +162,19 @@ class RemoteVolume:
             return False
         return True
 
-    def read(self, path: str) -> bytes:
-        """A small file's bytes."""
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """A small file's bytes. Raises `ValueError` when it has more than `max_bytes`."""
         volume = self._volume()
-        return retrying(lambda: b"".join(volume.read_file(path)))
+
+        def attempt() -> bytes:
+            data = b""
+            for block in volume.read_file(path):
+                data += block
+                if len(data) > max_bytes:
+                    raise ValueError(f"it is larger than {max_bytes} bytes")
+            return data
+
+        return retrying(attempt)
 
     def fetch(self, path: str, file: IO[bytes], advance: Callable[[int], None]) -> None:
         """Write the file at `path` into `file`. `advance` receives bytes, negative for those to be read again."""
@@ -178,8 +187,11 @@ class RemoteVolume:
 
         _counting(attempt, advance)
 
-    def sha256(self, path: str, advance: Callable[[int], None]) -> str:
-        """SHA-256 of the file at `path`, which passes through memory block by block; `advance` as in `fetch`."""
+    def sha256(self, path: str, advance: Callable[[int], None]) -> str | None:
+        """SHA-256 of the file at `path`, which passes through memory block by block; `advance` as in `fetch`.
+
+        None when the file is missing.
+        """
         volume = self._volume()
 
         def attempt(count: Callable[[int], None]) -> str:
@@ -189,7 +201,10 @@ class RemoteVolume:
                 count(len(block))
             return digest.hexdigest()
 
-        return _counting(attempt, advance)
+        try:
+            return _counting(attempt, advance)
+        except FileNotFoundError:
+            return None
 
     def put(self, files: Mapping[str, Path | bytes]) -> None:
         """Write files, each from a local path or from bytes, over what is there. They appear together, at the end."""

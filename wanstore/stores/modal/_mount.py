@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import Protocol, TypeVar
 import attrs
 from filelock import FileLock, Timeout
 
+from wanstore._files import remove_tree
 from wanstore.errors import (
     AccessError,
     BusyError,
@@ -24,8 +23,9 @@ from wanstore.errors import (
     UnreachableError,
     WanstoreError,
 )
-from wanstore.interfaces import Progress, Stage, VerifyReport, WeightStore
-from wanstore.manifest import MANIFEST_NAME, Manifest
+from wanstore.interfaces import Listing, Progress, Stage, VerifyReport, WeightStore
+from wanstore.manifest import Manifest
+from wanstore.stores._folder import has_manifest
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal._client import RETRY_DELAYS_SECONDS
 from wanstore.stores.modal._lease import Lease, current_holder
@@ -74,21 +74,20 @@ class _MountedFolder(LocalStore):
             return self._step_aside
 
     def _step_aside(self, new: Path, old: Path) -> None:
-        aside = self._aside(old.name)
-        aside.parent.mkdir(exist_ok=True)
+        aside = self._hidden("aside") / old.name
         old.rename(aside)
         new.rename(old)
         aside.rename(new)  # into the stage's folder, which is dropped
 
     def _aside(self, name: str) -> Path:
-        return self._own / "aside" / name
+        return self._hidden("aside", make=False) / name
 
     def _sealed(self, name: str) -> Path:
         try:
             return super()._sealed(name)
         except NotFoundError:
             aside = self._aside(name)
-            if (aside / MANIFEST_NAME).is_file():
+            if has_manifest(aside):
                 return aside
             return super()._sealed(name)  # the swap may have ended between the two looks
 
@@ -101,14 +100,14 @@ class _MountedFolder(LocalStore):
         aside = self._aside(name)
         if aside.is_dir():
             if (self.root / name).exists():
-                shutil.rmtree(aside)
+                remove_tree(aside)
             else:
                 aside.rename(self.root / name)
 
     def _sweep(self, except_for: str | None = None) -> None:
-        for stage in (self._own / "stages").glob("*"):
+        for stage in self._hidden("stages").iterdir():
             if stage.name != except_for and time.time() - _newest(stage) > _ABANDONED_SECONDS:
-                shutil.rmtree(stage, ignore_errors=True)
+                remove_tree(stage)
 
 
 def _newest(folder: Path) -> float:
@@ -133,7 +132,7 @@ class MountedStore(WeightStore):
     def url(self) -> str:
         return self._url
 
-    def list(self) -> builtins.list[Manifest]:
+    def list(self) -> Listing:
         return self._local.list()
 
     def manifest(self, name: str) -> Manifest:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import builtins
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
+from wanstore._error_translation import reason_of
 from wanstore.errors import BusyError, DamagedError, InvalidNameError, NotFoundError, NotSupportedError
-from wanstore.interfaces import Progress, Quiet, Stage, VerifyReport, WeightStore
-from wanstore.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from wanstore.interfaces import Listing, Progress, Quiet, Stage, Unreadable, VerifyReport, WeightStore
+from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, parse_manifest
 from wanstore.stores._folder import check_against, verify_files
 from wanstore.stores._names import check_name
 from wanstore.stores.local import LocalStore
@@ -38,28 +38,34 @@ class RemoteStore(WeightStore):
     def url(self) -> str:
         return self._url
 
-    def list(self) -> builtins.list[Manifest]:
+    def list(self) -> Listing:
         try:
             names = self._volume.folders(self._prefix)
         except (NotFoundError, FileNotFoundError):
-            return []
-        found = []
+            return Listing()
+        pipelines, unreadable = [], []
         for name in names:
             try:
-                found.append(self.manifest(name))
-            except (InvalidNameError, NotFoundError, DamagedError, NotSupportedError):
-                continue  # a foreign or damaged folder hides none of the others
-        return found
+                pipelines.append(self.manifest(name))
+            except NotFoundError:  # it has no manifest
+                continue
+            except (InvalidNameError, DamagedError, NotSupportedError) as error:
+                if not isinstance(error, InvalidNameError) or self._volume.exists(Places(self._prefix, name).manifest):
+                    unreadable.append(Unreadable(name, reason_of(error)))
+        return Listing(tuple(pipelines), tuple(unreadable))
 
     def manifest(self, name: str) -> Manifest:
         places = self._places(name)
+        where = f"{self._url}/{name}/{MANIFEST_NAME}"
         try:
-            data = self._volume.read(places.manifest)
+            data = self._volume.read(places.manifest, MANIFEST_MAX_BYTES)
         except NotFoundError:  # the Volume itself
             raise
         except FileNotFoundError:
             raise self._missing(name) from None
-        return attrs.evolve(parse_manifest(data, f"{self._url}/{name}/{MANIFEST_NAME}"), name=name)
+        except ValueError as error:
+            raise DamagedError(f"{where} is not a manifest ({error})", "Run setup again with --replace") from error
+        return parse_manifest(data, where, name)
 
     @contextmanager
     def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> Iterator[Stage]:
@@ -91,14 +97,19 @@ class RemoteStore(WeightStore):
 
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
         """Every file comes down to be hashed and is dropped again: count on a download's time."""
-        places, manifest = self._places(name), self.manifest(name)
-        return verify_files(
-            manifest,
-            self._volume.sizes(places.folder),
-            lambda path, advance: self._volume.sha256(f"{places.folder}/{path}", advance),
-            progress or Quiet(),
-            at_once=_HASHING_AT_ONCE,
-        )
+        places = self._places(name)
+        while True:
+            manifest = self.manifest(name)
+            report = verify_files(
+                manifest,
+                self._volume.sizes(places.folder),
+                lambda path, advance: self._volume.sha256(f"{places.folder}/{path}", advance),
+                progress or Quiet(),
+                at_once=_HASHING_AT_ONCE,
+            )
+            # What was replaced meanwhile may look like neither the old nor the new: begin again with the new one.
+            if report.ok or self.manifest(name).digest == manifest.digest:
+                return report
 
     def delete(self, name: str) -> None:
         places = self._places(name)

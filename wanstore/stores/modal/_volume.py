@@ -7,7 +7,6 @@ way round. The Volume is made by the first stage, never by a look.
 
 from __future__ import annotations
 
-import builtins
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from wanstore.errors import InvalidNameError
-from wanstore.interfaces import Progress, Quiet, Stage, VerifyReport, WeightStore
+from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import Manifest
 from wanstore.stores._names import check_name
 from wanstore.stores.modal._client import RemoteVolume, import_modal, plain_modal_errors, retrying
@@ -72,7 +71,7 @@ class ModalVolumeStore(WeightStore):
     def url(self) -> str:
         return f"modal://{self.volume_name}/{self.prefix}".rstrip("/")
 
-    def list(self) -> builtins.list[Manifest]:
+    def list(self) -> Listing:
         return self._store.list()
 
     def manifest(self, name: str) -> Manifest:
