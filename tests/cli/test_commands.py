@@ -83,6 +83,28 @@ def test_list_shows_what_cannot_be_read_and_succeeds(store: Path, tmp_path: Path
     assert [one["name"] for one in document["pipelines"]] == ["w"]
 
 
+def test_a_closed_stdout_is_one_line(store: Path) -> None:
+    """Its number would go to the next file that is opened."""
+    run = subprocess.run(
+        ["/bin/sh", "-c", f"exec {sys.executable} -m wanstore list --store {store} >&-"], capture_output=True, text=True
+    )
+    assert run.returncode == 1 and run.stderr == "wanstore: stdout is closed. Send it to a file, or to /dev/null.\n"
+
+
+def test_a_broken_library_is_one_line_and_doctor_names_it(source: Path, tmp_path: Path) -> None:
+    """Such as a torchvision for another torch, which diffusers imports where it is installed."""
+    (tmp_path / "torchvision-0.29.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.29.0.dist-info/METADATA").write_text("Name: torchvision\nVersion: 0.29.0\n")
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    broken = {"PYTHONPATH": str(tmp_path), "WANSTORE_PLAIN_IMPORTS": "1"}
+    run = wanstore("demo", "--folder", tmp_path / "demo", **broken)
+    assert run.returncode == 1 and len(run.stderr.splitlines()) == 1
+    assert "operator torchvision::nms does not exist" in run.stderr and "wanstore doctor" in run.stderr
+    run = wanstore("doctor", "--folder", tmp_path, **broken)
+    assert run.returncode == 0 and "torchvision is broken (operator torchvision::nms does not exist)" in run.stdout
+
+
 def test_a_store_with_nothing_readable_does_not_say_that_it_is_empty(store: Path, tmp_path: Path) -> None:
     """Nobody should make it all again because of that."""
     shutil.copytree(store / "w", tmp_path / "w")

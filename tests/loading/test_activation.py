@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from wanstore import activate
+from wanstore.building import _check
 from wanstore.errors import ChangedError, DamagedError, NotFoundError, NotSupportedError
+from wanstore.loading import _load
 from wanstore.loading._load import load_folder as load
 from wanstore.manifest import MANIFEST_NAME, dump_manifest, read_manifest
 from wanstore.testing.manifests import seal_as_is
@@ -114,6 +116,53 @@ def test_after_a_failed_activation_another_one_works(tiny_sealed: Path) -> None:
         activate(pipe, "cpu")
     path.write_bytes(whole)
     assert_same_weights(activate(pipe, "cpu"), load(tiny_sealed, device="cpu"))
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+@pytest.mark.parametrize("moment", ["open_weights", "_assemble"])
+def test_a_load_that_fails_by_a_change_of_the_folder_says_so(
+    tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch, change: str, moment: str
+) -> None:
+    """Not that it is damaged: making it again would be hours for nothing."""
+    plain = getattr(_load, moment)
+
+    def changed_before(*arguments: Any) -> Any:
+        shutil.rmtree(tiny_sealed)
+        if change == "replaced":
+            seal_as_is(make_tiny_wan(tiny_sealed, dtype="float16", seed=5))
+            (tiny_sealed / "tokenizer" / "tokenizer.json").unlink()
+            (tiny_sealed / VAE_FILE).unlink()
+            seal_as_is(tiny_sealed)
+        return plain(*arguments)
+
+    monkeypatch.setattr(_load, moment, changed_before)
+    with pytest.raises(ChangedError if change == "replaced" else NotFoundError):
+        load(tiny_sealed, device="cpu")
+
+
+def test_a_check_that_meets_a_replacement_goes_on_with_the_new_pipeline(
+    tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old manifest beside the new files is no damage."""
+    plain = _check._wrong_files
+    replaced: list[Any] = []
+
+    def replaced_before(folder: Path, manifest: Any) -> Any:
+        if not replaced:
+            shutil.rmtree(tiny_sealed)
+            replaced.append(seal_as_is(make_tiny_wan(tiny_sealed, dtype="float16", shard_bytes=100_000)))
+        return plain(folder, manifest)
+
+    monkeypatch.setattr(_check, "_wrong_files", replaced_before)
+    pipe = load(tiny_sealed, device="cpu")
+    assert pipe._origin.manifest == replaced[0]
+
+
+def test_damage_is_still_called_damage(tiny_sealed: Path) -> None:
+    """Nothing took the folder's place."""
+    (tiny_sealed / VAE_FILE).write_bytes(b"")
+    with pytest.raises(DamagedError, match="has 0 bytes"):
+        load(tiny_sealed, device="cpu")
 
 
 def test_a_pipeline_swapped_in_mid_load_is_refused(tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import platform
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wanstore._error_translation import first_line
 from wanstore._versions import versions
 from wanstore.benchmarking.measure._ceilings import Ceilings, measure_ceilings
 from wanstore.building._dtypes import check_dtypes
@@ -23,8 +25,10 @@ from wanstore.presets import Preset
 
 _PACKAGES = (
     "wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers",
-    "huggingface_hub", "xformers", "modal",
+    "huggingface_hub", "xformers", "torchvision", "modal",
 )  # fmt: skip
+_MAY_BE_BROKEN = ("diffusers", "transformers", "tokenizers", "xformers", "torchvision")
+"""xformers and torchvision are built for one version of torch, and diffusers imports them where they are."""
 _SAMPLE_BYTES = 256 << 20
 _BLOCK_BYTES = 8 << 20
 
@@ -46,7 +50,20 @@ def examine(folder: Path, pipeline: Path | None = None) -> dict[str, Any]:
         **load,
         "attention": _attention(),
         "versions": versions(_PACKAGES),
+        "imports": _imports(),
     }
+
+
+def _imports() -> dict[str, str] | str:
+    """What the libraries that cannot be imported say."""
+    broken = {}
+    for name in _MAY_BE_BROKEN:
+        if importlib.util.find_spec(name):
+            try:
+                importlib.import_module(name)
+            except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be used
+                broken[name] = f"is broken ({first_line(error)}): install the version that fits torch, or uninstall it"
+    return broken or "every library can be imported"
 
 
 def plan_memory(

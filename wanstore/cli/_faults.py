@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import click
 
 from wanstore._error_translation import first_line, lacks_memory, of_system
 from wanstore.cli._terminal import escaped
-from wanstore.errors import DeviceMemoryError, WanstoreError
+from wanstore.errors import DeviceMemoryError, NotSupportedError, WanstoreError
 
 if TYPE_CHECKING:
     from wanstore.presets import ClipSize
@@ -27,6 +28,7 @@ class Commands(click.Group):
     """Commands whose foreseeable faults are one line and exit status 1. click reports wrong usage, with status 2."""
 
     def main(self, args: Any = None, *more: Any, **settings: Any) -> Any:
+        _check_streams()
         arguments = list(sys.argv[1:] if args is None else args)
         settings["standalone_mode"] = False  # click would report Ctrl-C in its own words
         with _interrupts_noted() as noted:
@@ -51,6 +53,15 @@ class Commands(click.Group):
             raise click.Abort from error  # or click prints an empty line
 
 
+def _check_streams() -> None:
+    """End when stdout is closed: its answer would be lost, and the next file that is opened would get its number."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        click.echo("wanstore: stdout is closed. Send it to a file, or to /dev/null.", err=True)
+        sys.exit(1)
+
+
 def one_line(text: str) -> str:
     """`text` in one line that a terminal may show, the middle cut out of a very long one."""
     line = escaped(" ".join(text.split()))
@@ -61,7 +72,20 @@ def _text_of(error: BaseException) -> str | None:
     """The message of a foreseeable fault, with its next step; None for any other error."""
     if isinstance(error, OSError) and not isinstance(error, WanstoreError):
         error = of_system(error)
+    if isinstance(error, ImportError) or str(error).startswith("Failed to import"):  # the latter is diffusers'
+        error = _broken_library(error)
     return str(error) if isinstance(error, WanstoreError) else None
+
+
+def _broken_library(error: BaseException) -> NotSupportedError:
+    """What is wrong with a library that cannot be imported: others wrap it many times over."""
+    root = error
+    while reason := root.__cause__ or root.__context__:
+        root = reason
+    return NotSupportedError(
+        f"A library that wanstore needs cannot be imported ({first_line(root)})",
+        "See which one with: wanstore doctor, then install it again, or uninstall it if it is torchvision or xformers",
+    )
 
 
 def _interrupted(arguments: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from wanstore.stores.modal import ModalVolumeStore
 from wanstore.stores.modal import _client as modal_client
 from wanstore.stores.modal import _lease as modal_lease
 from wanstore.stores.modal import _mount as modal_mount
+from wanstore.stores.modal._client import RemoteVolume
 from wanstore.stores.modal._lease import current_holder
 from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing import WeightStoreTests
@@ -249,6 +251,84 @@ class TestFromOutside:
         """Neither the Volume nor the prefix may lead elsewhere."""
         with pytest.raises(InvalidNameError):
             ModalVolumeStore(url)
+
+    def test_what_cannot_be_read_is_listed_with_the_reason_and_hides_no_other(
+        self, control: ControlPlane, store: ModalVolumeStore
+    ) -> None:
+        """Damaged, huge, of a newer schema, or of a name that none may have."""
+        good = put(store, "good")
+        for name in ("damaged", "huge", "newer", "w (copy)", "empty"):
+            folder = control.volumes.folder("models") / "wan" / name
+            shutil.copytree(control.volumes.folder("models") / "wan" / "good", folder)
+            manifest = folder / "wanstore.json"
+            if name == "damaged":
+                manifest.write_text("{")
+            elif name == "huge":
+                manifest.write_bytes(b" " * (17 << 20))
+            elif name == "newer":
+                manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 99'))
+            elif name == "empty":
+                manifest.unlink()
+        listing = store.list()
+        assert listing.pipelines == (good,)
+        reasons = {one.name: one.reason for one in listing.unreadable}
+        assert sorted(reasons) == ["damaged", "huge", "newer", "w (copy)"]
+        assert "larger than" in reasons["huge"] and "schema version 99" in reasons["newer"]
+
+    def test_verify_goes_on_with_the_new_pipeline_when_it_is_replaced_meanwhile(
+        self, store: ModalVolumeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Files of the old one that are gone by then are no damage, and no traceback."""
+        put(store, "w", recipe="old")
+        plain = RemoteVolume.sizes
+        replaced: list[bool] = []
+
+        def replaced_after(volume: RemoteVolume, folder: str) -> dict[str, int]:
+            sizes = plain(volume, folder)
+            if not replaced:
+                replaced.append(True)
+                with store.stage("w", replace=True) as stage:
+                    fill(stage, {"model_index.json": b"{}"})
+                    stage.seal(manifest_of(stage.path, "w", "new"))
+            return sizes
+
+        monkeypatch.setattr(RemoteVolume, "sizes", replaced_after)
+        report = store.verify("w")
+        assert report.ok and report.files == 1
+
+    def test_verify_of_what_is_deleted_meanwhile_says_so(
+        self, store: ModalVolumeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is not damaged, it is gone."""
+        put(store, "w")
+        plain = RemoteVolume.sizes
+
+        def deleted_after(volume: RemoteVolume, folder: str) -> dict[str, int]:
+            sizes = plain(volume, folder)
+            store.delete("w")
+            return sizes
+
+        monkeypatch.setattr(RemoteVolume, "sizes", deleted_after)
+        with pytest.raises(NotFoundError):
+            store.verify("w")
+
+    def test_a_renamed_pipeline_is_not_fetched_again(self, control: ControlPlane, store: ModalVolumeStore) -> None:
+        """The cache knows it by its digest, whatever its name was when it came."""
+        put(store, "w")
+        first = store.local_path("w")
+        (control.volumes.folder("models") / "wan/w").rename(control.volumes.folder("models") / "wan/v")
+        assert store.local_path("v") == first
+
+    @pytest.mark.parametrize("intent", [b"{", b"[]", b"\xff", b" " * 10_000])
+    def test_a_damaged_intent_costs_an_upload_and_no_more(
+        self, control: ControlPlane, store: ModalVolumeStore, intent: bytes
+    ) -> None:
+        """What it would resume is sent again."""
+        place = control.volumes.folder("models") / "wan/.wanstore/intents/w"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(intent)
+        put(store, "w")
+        assert store.verify("w").ok
 
 
 class TestOnAMount:
