@@ -9,6 +9,7 @@ import diffusers
 from diffusers.schedulers import SchedulerMixin
 
 from wanstore._json import read_json
+from wanstore.building._config import known_config
 from wanstore.errors import DamagedError, NotSupportedError
 
 
@@ -26,6 +27,6 @@ def load_scheduler(folder: Path) -> Any:
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     try:
-        return build.from_config(config)
+        return build.from_config(known_config(config, build))
     except Exception as error:  # as with the models: a broken config fails in many ways
         raise DamagedError(f"{path} does not describe a {name} ({error})", "Run setup again with --replace") from error

@@ -6,19 +6,16 @@ float32 (`_keep_in_fp32_modules`) are widened, all others are float16. A compone
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.models.modeling_utils import no_init_weights
 from transformers import UMT5Config, UMT5EncoderModel
 
+from wanstore.building._config import known_config
 from wanstore.building._dtypes import FLOAT16
+from wanstore.building._meta_parameters import MetaParameters, forget_values
 from wanstore.components import COMPONENTS
 from wanstore.errors import DamagedError, NotSupportedError
 
@@ -29,8 +26,6 @@ _CLASSES: dict[str, Any] = {
 }
 _TIED = "encoder.embed_tokens.weight"
 """UMT5's second name for `shared.weight`: files hold it once."""
-_BUILDING = threading.Lock()
-"""torch's default dtype, which skeletons are built under, belongs to the whole process."""
 
 
 def expected_tensors(component: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -53,10 +48,12 @@ def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: 
     what it computes in. Raises `DamagedError` when `config` describes no such model.
     """
     try:
-        # Some classes draw initial values that nobody sees: the caller's random numbers stay as they were.
-        with _BUILDING, _default_dtype(getattr(torch, dtype)), torch.random.fork_rng(devices=[]):
-            build = _build_umt5 if component == "text_encoder" else partial(_build_diffusers, component)
-            return build(config, path).eval()
+        if component == "text_encoder":
+            model = _build_umt5(config, path, getattr(torch, dtype))
+        else:
+            model = _build_diffusers(_CLASSES[component], config, path, getattr(torch, dtype))
+        forget_values(model)
+        return model.eval()
     except Exception as error:  # a broken config fails in as many ways as there are lines in a model's __init__
         raise DamagedError(
             f"{component}/config.json is not a config of {_CLASSES[component].__name__} ({error})",
@@ -92,22 +89,11 @@ def move_buffers(model: Any, device: torch.device) -> None:
             module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(previous)
-
-
-def _build_umt5(config: Mapping[str, Any], path: str) -> Any:
-    umt5 = UMT5Config.from_dict(dict(config))
-    umt5.dtype = torch.get_default_dtype()
+def _build_umt5(config: Mapping[str, Any], path: str, dtype: torch.dtype) -> Any:
+    umt5 = UMT5Config.from_dict(known_config(config, UMT5Config))
+    umt5.dtype = dtype
     umt5._name_or_path = path  # before the model is built, which copies it
-    # UMT5 has no buffers that this could lose. What would fill a tensor without memory imports PyTorch's compiler.
-    with no_init_weights(), torch.device("meta"):
+    with MetaParameters(dtype):
         model = UMT5EncoderModel(umt5)
     _tie(model)
     model._use_kernels, model._weight_conversions = False, []
@@ -116,10 +102,9 @@ def _build_umt5(config: Mapping[str, Any], path: str) -> Any:
     return model
 
 
-def _build_diffusers(component: str, config: Mapping[str, Any], path: str) -> Any:
-    # Parameters only: the RoPE tables are buffers that no file holds, so they have to be computed.
-    with no_init_weights(), init_empty_weights(include_buffers=False):
-        model = _CLASSES[component].from_config(dict(config))
+def _build_diffusers(model_class: Any, config: Mapping[str, Any], path: str, dtype: torch.dtype) -> Any:
+    with MetaParameters(dtype):
+        model = model_class.from_config(known_config(config, model_class))
     model.register_to_config(_name_or_path=path)
     return model
 
