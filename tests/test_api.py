@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import wanstore
+from wanstore._files import hash_file
+from wanstore.conversion._plan import make_plan
 from wanstore.conversion.fp16 import Fp16Converter
 from wanstore.errors import (
     AlreadyExistsError,
@@ -25,7 +28,8 @@ from wanstore.errors import (
     SourceError,
     WanstoreError,
 )
-from wanstore.interfaces import Listing, Quiet
+from wanstore.interfaces import ConversionPlan, Converted, Listing, Quiet, Source
+from wanstore.manifest import ConversionRecord, FileEntry
 from wanstore.stores.local import LocalStore
 
 
@@ -202,6 +206,91 @@ def test_too_little_room_is_said_before_any_work(
     with pytest.raises(DiskFullError, match=r"0\.0 GB are free"):
         wanstore.setup(str(tiny_fp32), store, name="w")
     assert store.list() == Listing()
+
+
+class Widening(Fp16Converter):
+    """A third party's converter that keeps what it was given: "fp16" in name alone."""
+
+    def plan(self, source: Source) -> ConversionPlan:
+        return make_plan(source, {})
+
+    def convert(self, plan: ConversionPlan, target: Path, **options: Any) -> Converted:
+        files = []
+        for shard in plan.shards:
+            (target / shard.path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(plan.source.fetch(shard.source_path, target, Quiet()), target / shard.path)
+        for path in [*plan.copies, *plan.source_indexes]:
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(plan.source.fetch(path, target, Quiet()), target / path)
+        self.spoil(target)
+        for file in sorted(path for path in target.rglob("*") if path.is_file()):
+            path = file.relative_to(target).as_posix()
+            files.append(FileEntry(path, file.stat().st_size, hash_file(file)))
+        return Converted(ConversionRecord("widening", 1, {}, {}), tuple(files))
+
+    def spoil(self, target: Path) -> None:
+        """What else it does wrong."""
+
+
+class Emptying(Widening):
+    """It writes configs of its own, which hold nothing."""
+
+    def spoil(self, target: Path) -> None:
+        (target / "vae/config.json").write_text("{}")
+
+
+class Losing(Widening):
+    """It forgets the tokenizer."""
+
+    def spoil(self, target: Path) -> None:
+        shutil.rmtree(target / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("converter", "dtype", "reason"),
+    [
+        (Widening, "fp32", r"tensor \S+ is F32, not F16"),
+        (Widening, "bf16", r"tensor \S+ is BF16, not F16"),
+        (Emptying, "fp16", "vae"),
+        (Losing, "fp16", "tokenizer"),
+    ],
+)
+def test_nothing_is_sealed_that_cannot_be_loaded_or_is_not_float16(
+    converter: type[Widening], dtype: str, reason: str, store: LocalStore, request: pytest.FixtureRequest
+) -> None:
+    """Whoever wrote the converter."""
+    source = request.getfixturevalue(f"tiny_{dtype}")
+    with pytest.raises(DamagedError, match=rf"The converter 'fp16' wrote what cannot be loaded: .*{reason}"):
+        wanstore.setup(str(source), store, name="w", converter=converter())
+    assert store.list() == Listing() and not list((store.root / ".wanstore/stages").iterdir())
+
+
+def test_a_converter_that_keeps_float16_as_it_is_can_be_sealed(tiny_fp16: Path, store: LocalStore) -> None:
+    """Its own way of writing is its own affair."""
+    wanstore.setup(str(tiny_fp16), store, name="w", converter=Widening())
+    assert wanstore.load("w", store=store, device="cpu").dtype == torch.float16
+
+
+def test_whole_numbers_where_the_model_wants_floats_are_refused(
+    tiny_fp32: Path, tmp_path: Path, store: LocalStore
+) -> None:
+    """Such as a quantized weight, whose name and shape are right."""
+    source = copy_of(tiny_fp32, tmp_path / "source")
+    path = source / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    name = min(tensors)
+    save_file({**tensors, name: tensors[name].to(torch.int32)}, path)
+    with pytest.raises(SourceError, match=rf"{re.escape(name)} is I32, where the model wants a floating-point"):
+        wanstore.setup(str(source), store, name="w")
+
+
+def test_a_source_that_says_it_is_quantized_is_refused(tiny_fp32: Path, tmp_path: Path, store: LocalStore) -> None:
+    """Before any work."""
+    source = copy_of(tiny_fp32, tmp_path / "source")
+    config = json.loads((source / "transformer/config.json").read_text())
+    (source / "transformer/config.json").write_text(json.dumps({**config, "quantization_config": {}}))
+    with pytest.raises(SourceError, match="describes quantized weights"):
+        wanstore.setup(str(source), store, name="w")
 
 
 @pytest.mark.parametrize("source", ["no-such-word", "./no/such/folder", "https://huggingface.co/a/b"])

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from wanstore._files import files_below
-from wanstore._json import digest_of
+from wanstore._json import digest_of, read_json
 from wanstore.errors import (
     AlreadyExistsError,
     DamagedError,
@@ -103,15 +103,54 @@ def check_fits_models(plan: ConversionPlan) -> None:
             wanted = expected_tensors(component, config)
         except DamagedError as error:
             raise SourceError(error.what, "Fetch the source again") from error
-        held = {t.name: (t.shape, s.source_path) for s in plan.shards if s.component == component for t in s.reads}
+        held = {
+            t.name: (t.shape, s.source_path, t.dtype) for s in plan.shards if s.component == component for t in s.reads
+        }
         for name in sorted(wanted.keys() | held.keys()):
             if name not in held:
                 raise SourceError(f"{component}: tensor {name} is missing", "Fetch the source again")
-            shape, path = held[name]
+            shape, path, dtype = held[name]
             if name not in wanted:
                 raise SourceError(f"{path}: tensor {name} does not belong to the model that its config describes")
+            if "F" not in dtype:
+                raise SourceError(f"{path}: {name} is {dtype}, where the model wants a floating-point tensor")
             if shape != wanted[name]:
                 raise SourceError(f"{path}: {name} is {list(shape)}, the config asks for {list(wanted[name])}")
+
+
+def check_staged(folder: Path, converter: Converter) -> None:
+    """Raise `DamagedError` unless what the converter wrote can be loaded, and every tensor in it is float16.
+
+    Headers and small files are read, no weights: whatever the converter, nothing is sealed that `load` refuses.
+    """
+    from wanstore.building._check import check_pipeline
+    from wanstore.building._scheduler import load_scheduler
+    from wanstore.building._skeleton import expected_tensors
+    from wanstore.building._tokenizer import load_tokenizer
+    from wanstore.building._weight_files import check_fit, open_weights
+
+    try:
+        check_pipeline(folder)
+        with open_weights(folder) as weights:
+            for component, files in weights.items():
+                config = read_json(folder / component / "config.json")
+                check_fit(folder, component, files, expected_tensors(component, config))
+                for file in files:
+                    for tensor in file.tensors:
+                        if tensor.dtype != "F16":
+                            raise DamagedError(f"{file.path}: tensor {tensor.name} is {tensor.dtype}, not F16")
+        load_scheduler(folder)
+        load_tokenizer(folder / "tokenizer")
+    except (DamagedError, NotFoundError, NotSupportedError) as error:
+        raise DamagedError(
+            f"The converter {converter.name!r} wrote what cannot be loaded: {_within(folder, error)}",
+            "Nothing was sealed: use another converter, or tell its author",
+        ) from error
+
+
+def _within(folder: Path | str, error: WanstoreError) -> str:
+    """What the error says, paths in `folder` relative to it."""
+    return error.what.replace(f"{folder}{os.sep}", "")
 
 
 def check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> None:
@@ -129,7 +168,7 @@ def check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -
             load_scheduler(Path(folder))
             load_tokenizer(Path(folder, "tokenizer"))
         except (DamagedError, NotSupportedError) as error:
-            raise SourceError(error.what.replace(f"{folder}{os.sep}", ""), "Fetch the source again") from error
+            raise SourceError(_within(folder, error), "Fetch the source again") from error
 
 
 def check_free_space(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:

@@ -11,6 +11,7 @@ from wanstore._setup import (
     check_fits_models,
     check_free_space,
     check_small_files,
+    check_staged,
     existing_manifest,
     make_converter,
     open_source,
@@ -79,6 +80,7 @@ def setup(
         AlreadyExistsError: `name` holds another recipe, and not `replace`.
         SourceError: the source cannot be converted as it is.
         ConversionRefusedError: values would not survive float16.
+        DamagedError: the converter wrote what could not be loaded, or tensors that are not float16.
         NotFoundError, AccessError, UnreachableError: the source cannot be had.
         DiskFullError, BusyError: the store cannot be written.
     """
@@ -101,6 +103,7 @@ def setup(
             check_free_space(plan, stage, keep_source)
             check_small_files(plan, stage.scratch, progress)
             converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
+            check_staged(stage.path, converter)
             if keep_source:
                 for path in plan.source_indexes:
                     published.fetch(path, keep_source, progress)

@@ -25,6 +25,11 @@ def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = S
     """
     check_index(_model_index(source), "model_index.json")
     configs = {component: _json(source, f"{component}/config.json") for component in COMPONENTS}
+    for component, config in configs.items():
+        if "quantization_config" in config:
+            raise SourceError(
+                f"{component}/config.json describes quantized weights", "Use the repo with the unquantized weights"
+            )
     shards: list[OutputShard] = []
     indexes: dict[str, dict[str, Any]] = {}
     for component in COMPONENTS:
