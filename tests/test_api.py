@@ -293,6 +293,52 @@ def test_a_source_that_says_it_is_quantized_is_refused(tiny_fp32: Path, tmp_path
         wanstore.setup(str(source), store, name="w")
 
 
+SHARED, SECOND = "shared.weight", "encoder.embed_tokens.weight"
+
+
+def with_embedding(folder: Path, change: str) -> None:
+    """Store the text encoder's embedding under its second name too, or instead, or as something else."""
+    index = folder / "text_encoder/model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    path = folder / "text_encoder" / weight_map[SHARED]
+    tensors = load_file(path)
+    copy = tensors[SHARED].clone()
+    if change == "differs":
+        copy[-1, -1] += 1
+    if change == "instead":
+        del tensors[SHARED], weight_map[SHARED]
+    save_file(tensors, path, metadata={"format": "pt"})
+    save_file({SECOND: copy}, folder / "text_encoder/more.safetensors", metadata={"format": "pt"})
+    weight_map[SECOND] = "more.safetensors"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("change", ["beside", "instead"])
+def test_an_embedding_under_its_second_name_is_stored_once(
+    tiny_fp32: Path, tmp_path: Path, store: LocalStore, change: str
+) -> None:
+    """The model has one tensor of two names; which of them a source uses makes no difference."""
+    source = copy_of(tiny_fp32, tmp_path / "source")
+    with_embedding(source, change)
+    wanstore.setup(str(source), store, name="w")
+    wanstore.setup(str(tiny_fp32), store, name="plain")
+    ours, theirs = (wanstore.load(name, store=store, device="cpu").text_encoder for name in ("w", "plain"))
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+    held = [name for file in (store.root / "w/text_encoder").glob("*.safetensors") for name in load_file(file)]
+    assert held.count(SHARED) == 1 and SECOND not in held
+
+
+def test_an_embedding_that_is_stored_twice_and_differs_is_refused(
+    tiny_fp32: Path, tmp_path: Path, store: LocalStore
+) -> None:
+    """Nobody knows which is meant."""
+    source = copy_of(tiny_fp32, tmp_path / "source")
+    with_embedding(source, "differs")
+    with pytest.raises(SourceError, match=rf"{SECOND} is not the same as {SHARED}"):
+        wanstore.setup(str(source), store, name="w")
+    assert store.list() == Listing()
+
+
 @pytest.mark.parametrize("source", ["no-such-word", "./no/such/folder", "https://huggingface.co/a/b"])
 def test_a_source_that_is_nothing_is_not_found(store: LocalStore, source: str) -> None:
     """Neither a folder nor a repo."""

@@ -76,6 +76,11 @@ def plain_os_errors(where: Path) -> Iterator[None]:
         raise
 
 
+def unreadable(path: Path) -> AccessError:
+    """The error of a file that is closed to this user, which says nothing of what is in it."""
+    return AccessError(f"{path} cannot be read (Permission denied)", "Get permission to read it")
+
+
 @contextmanager
 def unconfirmed(done: str, next_step: str) -> Iterator[None]:
     """What the block does comes after a change that is made: an error in it must not read as if nothing had changed."""

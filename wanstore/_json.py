@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import cattrs
 
+from wanstore._error_translation import unreadable
 from wanstore.errors import DamagedError
 
 T = TypeVar("T")
@@ -41,6 +42,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; raises `DamagedError` when there is none."""
     try:
         document = json.loads(path.read_bytes())
+    except PermissionError as error:
+        raise unreadable(path) from error
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error.strerror})", "Run setup again with --replace") from error
     except (ValueError, RecursionError) as error:

@@ -16,12 +16,14 @@ class Component:
 
     `float32_modules` is the class's own list (`_keep_in_fp32_modules`) of what stays in float32 when it is
     loaded as float16. It stands here too because weights start moving before the class is imported.
+    `tied` is a tensor that the model has under two names: the one that files hold it by, and the other.
     """
 
     library: str
     model_class: str
     weights_stem: str
     float32_modules: tuple[str, ...] = ()
+    tied: tuple[str, str] | None = None
 
     def keeps_float32(self, tensor: str) -> bool:
         """Whether `from_pretrained(dtype=torch.float16)` keeps the tensor in float32.
@@ -50,7 +52,8 @@ COMPONENTS = {
         "diffusers", "WanTransformer3DModel", "diffusion_pytorch_model",
         ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"),
     ),
-    "text_encoder": Component("transformers", "UMT5EncoderModel", "model", ("wo",)),
+    "text_encoder": Component("transformers", "UMT5EncoderModel", "model", ("wo",),
+                              ("shared.weight", "encoder.embed_tokens.weight")),
     "vae": Component("diffusers", "AutoencoderKLWan", "diffusion_pytorch_model"),
 }  # fmt: skip
 """By their names in a pipeline folder; each may be of this one class."""

@@ -229,6 +229,8 @@ class ConversionPlan:
         indexes: indexes of the new shards, by path.
         source_indexes: indexes of the source, which only a kept source needs.
         configs: each component's config.json.
+        copied_tensors: tensors that the source holds twice, by source path, with the name that they are stored by. They
+            are not stored; `convert` must refuse them if they differ.
     """
 
     source: Source
@@ -237,6 +239,7 @@ class ConversionPlan:
     indexes: dict[str, dict[str, Any]]
     source_indexes: tuple[str, ...]
     configs: dict[str, dict[str, Any]]
+    copied_tensors: tuple[tuple[str, Tensor, str], ...] = ()
 
     @property
     def record(self) -> SourceRecord:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from wanstore.conversion._plan import make_plan
 from wanstore.conversion.folder import FolderSource
 from wanstore.conversion.fp16 import Fp16Converter
-from wanstore.errors import WanstoreError
+from wanstore.errors import AccessError, SourceError, WanstoreError
 from wanstore.testing.converters import write_pipeline
 
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
@@ -169,3 +170,42 @@ def test_a_folder_through_links_is_a_source(folder: Path, tmp_path: Path) -> Non
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
     assert Fp16Converter().plan(FolderSource(linked)).stored_bytes
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 507591892\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["vae/diffusion_pytorch_model.safetensors", "vae/config.json", "model_index.json", "tokenizer/tokenizer.json"],
+)
+def test_a_git_lfs_pointer_is_called_one(tiny_copy: Path, path: str) -> None:
+    """A clone without Git LFS has notes in the places of the files."""
+    (tiny_copy / path).write_bytes(POINTER)
+    with pytest.raises(SourceError, match=rf"{path} is a Git LFS pointer, not the file\. Run git lfs pull"):
+        make_plan(FolderSource(tiny_copy), {})
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.non_ema.safetensors"]
+)
+def test_a_folder_with_a_variant_only_says_so(tiny_copy: Path, name: str) -> None:
+    """The weights are there, under a name that diffusers loads only when it is asked to."""
+    folder = tiny_copy / "vae"
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / name)
+    with pytest.raises(SourceError, match=rf"vae holds only a variant of the weights \(vae/{name}\)"):
+        make_plan(FolderSource(tiny_copy), {})
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in it nobody knows."""
+    plain = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(AccessError, match=r"config\.json cannot be read \(Permission denied\)"):
+        make_plan(FolderSource(tiny_copy), {})

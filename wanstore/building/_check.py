@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from wanstore._error_translation import unreadable
 from wanstore._files import files_below, hash_file, identity
 from wanstore._json import read_json
 from wanstore.components import check_index
@@ -86,6 +87,8 @@ def _wrong_hashes(folder: Path, manifest: Manifest, progress: Progress) -> dict[
     def fault(entry: FileEntry) -> str:
         try:
             found = hash_file(folder / entry.path, lambda count: progress.advance(task, count))
+        except PermissionError as error:
+            raise unreadable(folder / entry.path) from error
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         return "" if found == entry.sha256 else "has another SHA-256"

@@ -24,8 +24,6 @@ _CLASSES: dict[str, Any] = {
     "transformer": WanTransformer3DModel,
     "vae": AutoencoderKLWan,
 }
-_TIED = "encoder.embed_tokens.weight"
-"""UMT5's second name for `shared.weight`: files hold it once."""
 
 
 def expected_tensors(component: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -38,7 +36,8 @@ def expected_tensors(component: str, config: Mapping[str, Any]) -> dict[str, tup
 
 def wanted_tensors(model: Any) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that files must hold for `model`."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name != _TIED}
+    seconds = {parts.tied[1] for parts in COMPONENTS.values() if parts.tied}  # files hold a tied tensor once
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in seconds}
 
 
 def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: str = FLOAT16) -> Any:

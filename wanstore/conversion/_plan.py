@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
+
+import attrs
 
 from wanstore._safetensors_format import ITEM_BYTES, HeaderError, Tensor, lay_out_file, read_header
 from wanstore.components import COMPONENTS, check_index
@@ -14,6 +17,8 @@ from wanstore.interfaces import ConversionPlan, OutputShard, Source
 
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _MAX_JSON_BYTES = 64 << 20
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MAX_POINTER_BYTES = 1024
 SHARD_BYTES = 5_000_000_000
 """Largest output file, as diffusers' `save_pretrained` defaults to."""
 
@@ -32,8 +37,10 @@ def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = S
             )
     shards: list[OutputShard] = []
     indexes: dict[str, dict[str, Any]] = {}
+    copied: list[tuple[str, Tensor, str]] = []
     for component in COMPONENTS:
-        planned, weight_map = _plan_component(source, component, stored_dtype, shard_bytes)
+        files = _store_once(COMPONENTS[component].tied, _component_tensors(source, component), copied)
+        planned, weight_map = _plan_component(component, files, stored_dtype, shard_bytes)
         shards += planned
         if len(planned) > 1:
             total = sum(t.size_bytes for shard in planned for t in shard.layout.tensors)
@@ -43,7 +50,32 @@ def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = S
             }
     paths = [f"{component}/{parts.index_file}" for component, parts in COMPONENTS.items()]
     source_indexes = tuple(path for path in paths if path in source.files)
-    return ConversionPlan(source, tuple(shards), tuple(_copies(source)), indexes, source_indexes, configs)
+    return ConversionPlan(
+        source, tuple(shards), tuple(_copies(source)), indexes, source_indexes, configs, tuple(copied)
+    )
+
+
+_Files = list[tuple[str, tuple[Tensor, ...]]]
+"""Source files with their tensors."""
+
+
+def _store_once(tied: tuple[str, str] | None, files: _Files, copied: list[tuple[str, Tensor, str]]) -> _Files:
+    """`files` with a tied tensor under its first name alone; a second copy is left out, and added to `copied`."""
+    if tied is None:
+        return files
+    first, second = tied
+    has_first = any(tensor.name == first for _, tensors in files for tensor in tensors)
+    once = []
+    for path, tensors in files:
+        kept = []
+        for tensor in tensors:
+            if tensor.name == second and has_first:
+                copied.append((path, tensor, first))
+            else:
+                kept.append(attrs.evolve(tensor, name=first) if tensor.name == second else tensor)
+        if kept:
+            once.append((path, tuple(kept)))
+    return once
 
 
 def _model_index(source: Source) -> dict[str, Any]:
@@ -70,6 +102,7 @@ def _json(source: Source, path: str) -> dict[str, Any]:
     try:
         document = json.loads(source.head(path, size))
     except (ValueError, RecursionError) as error:
+        _refuse_pointer(source, path)
         raise SourceError(f"{path} is not JSON ({error})", "Fetch the source again") from error
     if not isinstance(document, dict):
         raise SourceError(f"{path} is not a JSON object", "Fetch the source again")
@@ -88,14 +121,16 @@ def _copies(source: Source) -> Iterator[str]:
     for path in sorted(source.files):
         place = PurePosixPath(path)
         if place.parent.as_posix() == "tokenizer" and place.suffix in (".json", ".model", ".txt"):
+            if source.files[path] < _MAX_POINTER_BYTES:
+                _refuse_pointer(source, path)
             yield path
 
 
 def _plan_component(
-    source: Source, component: str, stored_dtype: dict[str, str], shard_bytes: int
+    component: str, files: _Files, stored_dtype: dict[str, str], shard_bytes: int
 ) -> tuple[list[OutputShard], dict[str, str]]:
     groups: list[tuple[str, list[Tensor]]] = []
-    for path, tensors in _component_tensors(source, component):
+    for path, tensors in files:
         group: list[Tensor] = []
         size = 0
         for tensor in tensors:
@@ -117,7 +152,7 @@ def _plan_component(
     return shards, weight_map
 
 
-def _component_tensors(source: Source, component: str) -> list[tuple[str, tuple[Tensor, ...]]]:
+def _component_tensors(source: Source, component: str) -> _Files:
     """The component's shards with their tensors, the index (if there is one) checked against both."""
     single = f"{component}/{COMPONENTS[component].single_file}"
     index_path = f"{component}/{COMPONENTS[component].index_file}"
@@ -149,11 +184,25 @@ def _component_tensors(source: Source, component: str) -> list[tuple[str, tuple[
     return [(f"{component}/{file}", tensors) for file, tensors in shards]
 
 
+def _refuse_pointer(source: Source, path: str) -> None:
+    """Raise `SourceError` if git left a note where the file should be: its contents are elsewhere."""
+    if source.head(path, len(_POINTER)) == _POINTER:
+        raise SourceError(
+            f"{path} is a Git LFS pointer, not the file", "Run git lfs pull in the folder, or name the repo on the Hub"
+        )
+
+
 def _no_weights(source: Source, component: str) -> SourceError:
     pickles = sorted(p for p in source.files if p.startswith(f"{component}/") and p.endswith(_PICKLES))
     if pickles:
         return SourceError(
             f"{component} holds only pickled weights ({pickles[0]})", "Use safetensors: wanstore runs no pickles"
+        )
+    variants = sorted(p for p in source.files if re.fullmatch(rf"{component}/[\w-]+\.\w+(-\S+)?\.safetensors", p))
+    if variants:
+        return SourceError(
+            f"{component} holds only a variant of the weights ({variants[0]})",
+            "Use a repo or revision with the weights themselves, whose names have no such part",
         )
     return SourceError(
         f"{component} has no weights: neither {COMPONENTS[component].single_file} nor its index is there",
@@ -165,6 +214,7 @@ def _tensors(source: Source, path: str) -> tuple[Tensor, ...]:
     try:
         tensors = read_header(lambda size: source.head(path, size), source.files[path])
     except HeaderError as error:
+        _refuse_pointer(source, path)
         raise SourceError(f"{path} is damaged: {error}", "Fetch the source again") from error
     for tensor in tensors:
         if tensor.dtype.startswith("F8"):

@@ -32,7 +32,7 @@ _FILLING_THREADS = max(1, min(3, os.cpu_count() or 1))
 """Three fill faster than one core can hash."""
 _BLOCKS = _FILLING_THREADS + 5
 _READ_AHEAD_BYTES = 64 << 20
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @attrs.frozen
@@ -197,7 +197,7 @@ class _Filler:
         if not self._reader.read(raw, piece.start):
             raise SourceError(f"{self._shard.source_path} ends inside {read.name}", "Fetch the source again")
         if place.dtype == "F16":
-            values = torch.frombuffer(raw, dtype=_FLOATS[read.dtype])
+            values = torch.frombuffer(raw, dtype=FLOATS[read.dtype])
             target = torch.frombuffer(buffer, dtype=torch.float16, offset=piece.offset, count=piece.elements)
             self._own.caster.cast(values, target, sums)
         else:

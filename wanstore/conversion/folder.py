@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from wanstore._error_translation import unreadable
 from wanstore.errors import NotFoundError, SourceError
 from wanstore.interfaces import Progress, Source
 from wanstore.manifest import SourceRecord
@@ -31,6 +32,8 @@ class FolderSource(Source):
         try:
             with (self.folder / path).open("rb") as file:
                 return file.read(size)
+        except PermissionError as error:
+            raise unreadable(self.folder / path) from error
         except OSError as error:
             raise SourceError(f"{path} cannot be read ({error.strerror})", "Check the source folder") from error
 

@@ -23,6 +23,7 @@ from wanstore._error_translation import plain_os_errors
 from wanstore._files import hash_file, sync
 from wanstore._json import digest_of, to_json
 from wanstore._safetensors_format import ITEM_BYTES
+from wanstore.conversion._copies import check_copies
 from wanstore.conversion._journal import Journal
 from wanstore.conversion._plan import make_plan
 from wanstore.conversion._stream import WrittenShard, convert_shard
@@ -69,6 +70,7 @@ class Fp16Converter(Converter):
             workplace.mkdir(parents=True, exist_ok=True)
             shards = self._convert_shards(plan, target, workplace, progress)
             _refuse_unfit(shards, clamp=self._overflow == "clamp")
+            check_copies(plan, target, workplace / "source", progress, clamp=self._overflow == "clamp")
             files = [FileEntry(shard.path, shard.size_bytes, shard.sha256) for shard in shards]
             files += _write_small_files(plan, shards, target, workplace, progress)
             if scratch is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from wanstore._error_translation import unreadable
 from wanstore._files import files_below, hash_file
 from wanstore.errors import DamagedError
 from wanstore.interfaces import Progress, Quiet, VerifyReport
@@ -41,6 +42,8 @@ def verify_folder(folder: Path, manifest: Manifest, progress: Progress | None = 
     def sha256(path: str, advance: Callable[[int], None]) -> str | None:
         try:
             return hash_file(folder / path, advance)
+        except PermissionError as error:
+            raise unreadable(folder / path) from error
         except OSError:
             return None
 

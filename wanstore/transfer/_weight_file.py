@@ -10,6 +10,7 @@ from pathlib import Path
 
 import attrs
 
+from wanstore._error_translation import unreadable
 from wanstore._safetensors_format import HeaderError, Tensor, read_header
 from wanstore.errors import DamagedError
 
@@ -53,6 +54,8 @@ def open_weight_file(path: Path) -> Iterator[WeightFile]:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
             raise DamagedError(f"{path} is not a regular file")
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise unreadable(path) from error
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error.strerror})", _REPAIR) from error
     try:

@@ -14,13 +14,14 @@ from typing import Any, TextIO
 
 import attrs
 
-from wanstore._files import sync
+from wanstore._files import read_small_file, remove_tree, sync
 from wanstore.conversion.hub._http import Http, Limits, NoRangesError, PassingError, stopped_error
 from wanstore.errors import DamagedError
 from wanstore.interfaces import Progress
 
 _SAVE_BYTES = 4 << 20
 _HASH_BYTES = 1 << 20
+_MAX_NOTES_BYTES = 16 << 20
 _FETCHES = 3
 
 
@@ -77,7 +78,14 @@ class Download:
         self._ended.set()
 
     def already_there(self) -> bool:
-        """Whether an earlier run finished the file, judged by its content; a damaged file is deleted."""
+        """Whether an earlier run finished the file, judged by its content; a damaged file is deleted.
+
+        So is whatever is in the place of one of the download's files and is none: a link would be written through.
+        """
+        for place in (self._target, self._part, self._notes):
+            if os.path.lexists(place) and not (place.is_file() and not place.is_symlink()):
+                self._progress.message(f"{self._file.path}: {place.name} is no regular file; removing it")
+                remove_tree(place)
         if not self._target.exists():
             return False
         hasher = self._file.hasher()
@@ -133,8 +141,11 @@ class Download:
 
     def _noted(self, size: int) -> list[tuple[int, int]]:
         """What earlier runs noted as arrived. A note cut short by a kill does not match."""
-        text = self._notes.read_text() if self._notes.exists() else ""
-        spans = [(int(start), int(stop)) for start, stop in re.findall(r"\[(\d+)-(\d+)\]", text)]
+        try:
+            data = read_small_file(self._notes, _MAX_NOTES_BYTES)
+        except (FileNotFoundError, ValueError):
+            data = b""
+        spans = [(int(start), int(stop)) for start, stop in re.findall(rb"\[(\d{1,20})-(\d{1,20})\]", data)]
         return _merged((start, stop) for start, stop in spans if start < stop <= min(size, self._file.size))
 
     def _fill(self, part: int, have: list[tuple[int, int]], hasher: Any) -> bool:

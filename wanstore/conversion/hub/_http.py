@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import email.utils
 import importlib
 import json
+import os
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import attrs
 
-from wanstore.errors import AccessError, NotFoundError, SourceError, UnreachableError, WanstoreError
+from wanstore.conversion.hub._deadline import Deadline
+from wanstore.errors import AccessError, NotFoundError, NotSupportedError, SourceError, UnreachableError, WanstoreError
 from wanstore.interfaces import Progress
 
 T = TypeVar("T")
 
 _LONGEST_WAIT_SECONDS = 300.0
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
+_REDIRECTS = {301, 302, 303, 307, 308}
+_MAX_REDIRECTS = 10
+_NETWORK_VARIABLES = {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+_MAX_ANSWER_BYTES = 16 << 20
+"""The Hub's largest page of a list of files has under 1 MB."""
 _AGAIN = "Run the same command again: it resumes from what has arrived"
 
 
@@ -32,8 +41,8 @@ class Limits:
     `attempts` in a row may fail before we give up; 4 MiB of a file begin a new count. `backoff_seconds` is the
     first pause between them, doubled each time. `stall_seconds` is the longest silence, and
     `least_bytes_per_second` the slowest pace of one connection, averaged over `pace_seconds`. `api_seconds` is
-    the time for one API answer as a whole. A file comes in pieces of `piece_bytes` over `connections` at once:
-    one HTTP stream alone is far slower than most networks.
+    the time for one API answer as a whole, and for a file's answer up to its first byte. A file comes in pieces of
+    `piece_bytes` over `connections` at once: one HTTP stream alone is far slower than most networks.
     """
 
     attempts: int = 6
@@ -70,7 +79,7 @@ class Http:
         # The client speaks through httpx up to 1.x and httpx2 from 2.x: its own error's base says which.
         names = [base.__module__.partition(".")[0] for base in HfHubHTTPError.__mro__]
         transport = importlib.import_module(next(name for name in names if name in ("httpx", "httpx2")))
-        self._transport_error: type[Exception] = transport.HTTPError
+        self._transport_errors: tuple[type[Exception], ...] = (transport.HTTPError, transport.InvalidURL)
 
     def retrying(self, task: str, progress: Progress, call: Callable[[], T], ended: threading.Event | None = None) -> T:
         """What `call` returns; a failure that may pass is tried again, unless `ended` is set meanwhile.
@@ -99,17 +108,17 @@ class Http:
         return self.retrying(self._repo, self._progress, lambda: self._json_once(url))
 
     def _json_once(self, url: str) -> tuple[Any, str | None]:
-        end = time.monotonic() + self._limits.api_seconds
         body = bytearray()
-        with self.open(url, {}, min(self._limits.stall_seconds, self._limits.api_seconds)) as response:
-            for chunk in response.iter_bytes():
+        with self.open(url, {}, whole=True) as response:
+            for chunk in response.iter_raw():
                 body += chunk
-                if time.monotonic() > end:
-                    raise PassingError(f"no complete answer within {self._limits.api_seconds:g} s")
-            try:
-                return json.loads(body), self._on_endpoint(response.links.get("next", {}).get("url"))
-            except ValueError:
-                raise PassingError("an answer that is not JSON") from None
+                if len(body) > _MAX_ANSWER_BYTES:
+                    raise PassingError(f"an answer of more than {_MAX_ANSWER_BYTES >> 20} MiB")
+            following = response.links.get("next", {}).get("url")
+        try:
+            return json.loads(body), self._on_endpoint(following)
+        except (ValueError, RecursionError):
+            raise PassingError("an answer that is not JSON") from None
 
     def _on_endpoint(self, url: str | None) -> str | None:
         """A link from the Hub, held to the Hub's own host: our token goes with it."""
@@ -129,7 +138,7 @@ class Http:
         Raises `NoRangesError`, and `PassingError` unless exactly these bytes came.
         """
         pace = _Pace(self._limits)
-        with self.open(url, {"Range": f"bytes={start}-{stop - 1}"}, self._limits.stall_seconds) as response:
+        with self.open(url, {"Range": f"bytes={start}-{stop - 1}"}) as response:
             skip = 0
             if response.status_code != 206:
                 if start and ranges:
@@ -138,7 +147,7 @@ class Http:
             elif response.headers.get("Content-Range") != f"bytes {start}-{stop - 1}/{size}":
                 raise PassingError("the server sent another range than the one requested")
             left = stop - start
-            for chunk in response.iter_bytes():
+            for chunk in response.iter_raw():
                 pace.heard(len(chunk))
                 wanted = chunk[skip : skip + left]
                 skip = max(0, skip - len(chunk))
@@ -149,50 +158,97 @@ class Http:
             raise PassingError(f"the answer ended {left} bytes early")
 
     @contextmanager
-    def open(self, url: str, headers: dict[str, str], read_seconds: float) -> Iterator[Any]:
-        """A response with a good status, its body unread."""
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            build_hf_headers,
-            get_session,
-            hf_raise_for_status,
-        )
+    def open(self, url: str, headers: dict[str, str], *, whole: bool = False) -> Iterator[Any]:
+        """A response with a good status, its body unread. Its headers come in time, and with `whole` its body too.
 
-        headers = {**build_hf_headers(library_name="wanstore"), "Accept-Encoding": "identity", **headers}
-        timeout = (self._limits.connect_seconds, read_seconds, read_seconds, read_seconds)
-        # No error here keeps its cause: a transport's text may quote headers, and so the token.
+        Raises `PassingError`, and the error that fits a refusal. None has a cause or a context: a transport's text may
+        quote headers, and so the token.
+        """
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        failure: Exception
+        deadline = Deadline(self._limits.api_seconds)
         try:
-            with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-                _raise_if_passing(response)
-                hf_raise_for_status(response)
+            with ExitStack() as stack:
+                response = self._answer(url, headers, deadline, stack)
+                if not whole:
+                    deadline.cancel()
                 yield response
+            if not deadline.passed:
+                return
+            failure = self._too_slow()
         except OfflineModeIsEnabled:
-            raise UnreachableError(
+            failure = UnreachableError(
                 f"{self._repo} cannot be reached: HF_HUB_OFFLINE is set", "Unset it, or use a folder as the source"
-            ) from None
-        except HfHubHTTPError as error:
-            raise self._refusal(error) from None
+            )
         except UnicodeEncodeError:
-            raise AccessError("The Hub token contains invalid characters", "Set HF_TOKEN again") from None
-        except self._transport_error as error:
-            raise PassingError(_described(error)) from None
+            failure = AccessError("The Hub token contains invalid characters", "Set HF_TOKEN again")
+        except self._transport_errors as error:
+            failure = self._too_slow() if deadline.passed else PassingError(_described(error))
+        finally:
+            deadline.cancel()
+        raise failure
 
-    def _refusal(self, error: Any) -> WanstoreError:
-        from huggingface_hub import errors
+    def _too_slow(self) -> PassingError:
+        return PassingError(f"no complete answer within {self._limits.api_seconds:g} s")
 
-        repo, status = self._repo, error.response.status_code
-        page = f"{self._endpoint}/{repo}"
-        if isinstance(error, errors.GatedRepoError):
+    def _answer(self, url: str, headers: dict[str, str], deadline: Deadline, stack: ExitStack) -> Any:
+        """The response at the end of all redirects. Their bodies, and that of an error, are never read."""
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        session = _session()
+        # A connection of its own: the deadline must know its socket, and nobody else's request may wait on it.
+        sent = {**build_hf_headers(library_name="wanstore"), "Accept-Encoding": "identity", "Connection": "close"}
+        sent |= headers
+        silence = min(self._limits.stall_seconds, self._limits.api_seconds)
+        timeout = (self._limits.connect_seconds, silence, silence, silence)
+        for redirects in range(_MAX_REDIRECTS + 1):
+            response = stack.enter_context(
+                session.stream(
+                    "GET", url, headers=sent, timeout=timeout, follow_redirects=False,
+                    extensions={"trace": deadline.trace},
+                )
+            )  # fmt: skip
+            if response.status_code not in _REDIRECTS or "Location" not in response.headers:
+                self._check(response, redirected=redirects > 0)
+                return response
+            try:
+                target = urljoin(url, response.headers["Location"])
+                leaves = _origin(target) != _origin(url)
+            except ValueError:
+                raise PassingError("a redirect to no address") from None
+            if leaves:  # our token is for the Hub's own host
+                sent.pop("authorization", None)
+            url = target
+        raise PassingError(f"more than {_MAX_REDIRECTS} redirects")
+
+    def _check(self, response: Any, *, redirected: bool) -> None:
+        """Raise what an answer other than the one asked for means."""
+        status, code = response.status_code, response.headers.get("X-Error-Code")
+        if status in _PASSING:
+            raise PassingError(f"the Hub answered {status}", _seconds(response.headers.get("Retry-After", "")))
+        # A storage address is signed for a while only; asking the Hub again gives a new one.
+        if redirected and status >= 400 and code is None:
+            raise PassingError(f"the storage behind the Hub answered {status}")
+        if status not in (200, 206):
+            raise self._refusal(status, code, response.headers.get("X-Error-Message", ""))
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise PassingError("a compressed answer, which was not asked for")
+
+    def _refusal(self, status: int, code: str | None, message: str) -> WanstoreError:
+        repo, page = self._repo, f"{self._endpoint}/{self._repo}"
+        if code == "GatedRepo":
             return AccessError(f"{repo} is gated", f"Accept the terms at {page}, then log in with hf auth login")
-        if isinstance(error, errors.RevisionNotFoundError):
+        if code == "RevisionNotFound":
             return NotFoundError(f"{repo} has no revision {self._revision}", f"See its branches at {page}/tree/main")
-        if isinstance(error, errors.RepositoryNotFoundError):
+        if code == "EntryNotFound":
+            return SourceError(f"{repo} lacks a file that it lists", "Try again, or name another revision")
+        # The Hub answers 401 for what is private and for what is not there, unless the token itself is wrong.
+        if code == "RepoNotFound" or (status == 401 and message != "Invalid credentials in Authorization header"):
             return NotFoundError(
                 f"There is no repo {repo}, or you have no access to it",
                 "Check the name; a private one needs hf auth login",
             )
-        if isinstance(error, errors.EntryNotFoundError):
-            return SourceError(f"{repo} lacks a file that it lists", "Try again, or name another revision")
         if status == 401:
             return AccessError("The Hub refused the token", "Log in again with hf auth login, or unset HF_TOKEN")
         if status == 403:
@@ -200,14 +256,40 @@ class Http:
         return UnreachableError(f"The Hub answered {status} for {repo}", "Try again later, and check HF_ENDPOINT")
 
 
-def _raise_if_passing(response: Any) -> None:
-    status = response.status_code
-    if status in _PASSING:
-        wait = response.headers.get("Retry-After", "")
-        raise PassingError(f"the Hub answered {status}", float(wait) if wait.isdigit() else None)
-    # A storage address is signed for a while only; asking the Hub again gives a new one.
-    if response.history and status >= 400 and "X-Error-Code" not in response.headers:
-        raise PassingError(f"the storage behind the Hub answered {status}")
+def _session() -> Any:
+    """The client's session. Raises `NotSupportedError` naming the variable when certificates or proxies are wrong.
+
+    The client's own words may quote a proxy's password, so they are left out.
+    """
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        if (place := os.environ.get(variable)) and not Path(place).exists():
+            raise NotSupportedError(f"{variable} names {place}, which is not there", "Correct it, or unset it")
+    try:
+        return get_session()
+    except ImportError:
+        reason, next_step = "a SOCKS proxy needs the package socksio", "Install it, or unset the variable"
+    except Exception:  # noqa: BLE001  each wrong setting raises an error of its own kind
+        reason, next_step = "a proxy or certificate setting cannot be used", "Correct it, or unset it"
+    names = [name for name in os.environ if name.upper() in _NETWORK_VARIABLES and os.environ[name]]
+    raise NotSupportedError(f"The Hub cannot be asked: {reason} (set are {', '.join(sorted(names))})", next_step)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _seconds(retry_after: str) -> float | None:
+    """The pause that a Retry-After asks for, in seconds or until a date; None if it is neither."""
+    if re.fullmatch("[0-9]{1,9}", retry_after):
+        return float(retry_after)
+    try:
+        until = email.utils.parsedate_to_datetime(retry_after).timestamp()
+    except (ValueError, OverflowError, TypeError):
+        return None
+    return max(0.0, until - time.time())
 
 
 def _described(error: Exception) -> str:

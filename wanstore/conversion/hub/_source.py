@@ -21,6 +21,9 @@ from wanstore.errors import InvalidNameError, SourceError
 from wanstore.interfaces import Progress, Quiet, Source
 from wanstore.manifest import SourceRecord
 
+_MAX_PAGES, _MAX_ENTRIES, _MAX_PATH = 1000, 100_000, 1024
+"""More than any repo of weights has."""
+
 
 class HubSource(Source):
     """A model repo on the Hub, at the commit that `revision` (or `main`) had when this was made.
@@ -97,23 +100,45 @@ class HubSource(Source):
 
     def _list(self, url: str) -> Iterator[TreeFile]:
         page: str | None = url
+        pages: set[str] = set()
+        left = _MAX_ENTRIES
         while page:
+            pages.add(page)
             entries, page = self._http.json(page)
-            try:
-                for entry in entries:
-                    if entry["type"] == "file":
-                        lfs = entry.get("lfs") or {}
-                        yield TreeFile(_inside(entry["path"]), int(entry["size"]), entry["oid"], lfs.get("oid"))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise SourceError(f"The Hub's list of files is malformed ({error!r})", "Check HF_ENDPOINT") from error
+            if page in pages or len(pages) > _MAX_PAGES:
+                raise SourceError("The Hub's list of files has no end", "Check HF_ENDPOINT")
+            if not isinstance(entries, list) or (left := left - len(entries)) < 0:
+                raise SourceError("The Hub's list of files is no list, or too long", "Check HF_ENDPOINT")
+            yield from (_tree_file(entry) for entry in entries if not _is_folder(entry))
+
+
+def _is_folder(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("type") != "file"
+
+
+def _tree_file(entry: Any) -> TreeFile:
+    """A file as the Hub lists it; raises `SourceError` unless every part is what it should be."""
+    try:
+        path, size, oid, lfs = entry["path"], entry["size"], entry["oid"], entry.get("lfs")
+        sha256 = lfs["oid"] if lfs else None
+        whole = isinstance(path, str) and type(size) is int and size >= 0 and _is_hash(oid, 40)
+    except (KeyError, TypeError) as error:
+        raise SourceError(f"The Hub's list of files is malformed ({error!r})", "Check HF_ENDPOINT") from error
+    if not whole or not (sha256 is None or _is_hash(sha256, 64)):
+        raise SourceError(f"The Hub's list of files is malformed ({str(entry)[:200]})", "Check HF_ENDPOINT")
+    return TreeFile(_inside(path), size, oid, sha256)
+
+
+def _is_hash(text: Any, digits: int) -> bool:
+    return isinstance(text, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 
 def _commit(info: Any, repo: str) -> str:
     """The commit that the Hub resolved a revision to; everything after this asks for it, and not for a branch."""
     commit = info.get("sha") if isinstance(info, dict) else None
-    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
+    if not _is_hash(commit, 40):
         raise SourceError(f"The Hub gave no commit for {repo}", "Check HF_ENDPOINT")
-    return commit
+    return str(commit)
 
 
 def _check_repo(repo: str) -> None:
@@ -130,7 +155,11 @@ def _check_repo(repo: str) -> None:
 
 def _inside(path: str) -> str:
     """The path itself, unless it would leave the folder that it is fetched into."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-        raise SourceError(f"The repo names a file {path!r}, which would be outside its folder", "Do not use this repo")
+    place = PurePosixPath(path)
+    odd = str(place) != path or not path.isprintable() or len(path) > _MAX_PATH
+    if odd or not place.parts or place.is_absolute() or ".." in place.parts or "\\" in path:
+        raise SourceError(
+            f"The repo names a file {path[:200]!r}, which would be outside its folder, or hide in it",
+            "Do not use this repo",
+        )
     return path
