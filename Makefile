@@ -22,7 +22,7 @@ retry = for attempt in 1 2 3; do \
 	done; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format docs wheel bench bench-loading bench-memory bench-presets clean
+.PHONY: help venv demo test test-faults lint format docs wheel bench bench-loading bench-memory bench-presets clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ demo: venv ## Set up, verify, load and run a tiny Wan 2.1 with random weights, o
 
 test: lint ## Lint, type check, tests
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+test-faults: venv ## Kill, break, race and flip everything that can be, and count (under 30 minutes)
+	$(BIN)/python -m tests.faults --long --out build/faults.json
 
 lint: venv ## Ruff and mypy, changing nothing
 	$(BIN)/ruff check

@@ -352,16 +352,6 @@ def test_an_unknown_scheme_is_refused(tiny_fp32: Path) -> None:
         wanstore.setup(str(tiny_fp32), "s3://bucket")
 
 
-def test_kill_9_at_any_point_leaves_nothing_or_the_whole_pipeline(tiny_fp32: Path, tmp_path: Path) -> None:
-    """A setup killed at many touches of the disk: the store is whole, the next run ends well, nothing is left."""
-    program = Path(__file__).with_name("kill_points.py")
-    command = [sys.executable, str(program), str(tiny_fp32), str(tmp_path / "store"), "40"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
-    assert run.returncode == 0, run.stderr
-    killed, resumed = map(int, run.stdout.split())
-    assert killed > 10 and resumed > 0
-
-
 def test_load_takes_a_name_in_a_store_or_one_address(tiny_fp32: Path, store: LocalStore) -> None:
     """Both give the same pipeline; a wrong name says how to see the right ones."""
     wanstore.setup(str(tiny_fp32), store, name="w")
