@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +20,13 @@ from wanstore.conversion.hub._http import Http, Limits
 from wanstore.errors import InvalidNameError, SourceError
 from wanstore.interfaces import Progress, Quiet, Source
 from wanstore.manifest import SourceRecord
+
+_CHECK = "Check HF_ENDPOINT and your proxy"
+_OTHER_REPO = "Do not use this repo"
+_MAX_PAGES = 1000
+_MAX_ENTRIES = 100_000
+_MAX_NAME_BYTES = 255
+"""Of one part of a path: what Linux file systems hold."""
 
 
 class HubSource(Source):
@@ -45,10 +52,10 @@ class HubSource(Source):
         _check_repo(repo)
         self.keep = keep
         self._limits = limits or Limits()
-        self._endpoint = constants.ENDPOINT
         self._running: set[Download] = set()
         self._progress = progress or Quiet()
-        self._http = Http(repo, revision, self._endpoint, self._limits, self._progress)
+        self._http = Http(repo, revision, constants.ENDPOINT, self._limits, self._progress)
+        self._endpoint = self._http.endpoint
         api = f"{self._endpoint}/api/models/{repo}"
         info, _ = self._http.json(f"{api}/revision/{quote(revision, safe='')}" if revision else api)
         self.record = SourceRecord("hub", repo, _commit(info, repo), revision)
@@ -97,23 +104,42 @@ class HubSource(Source):
 
     def _list(self, url: str) -> Iterator[TreeFile]:
         page: str | None = url
+        pages: set[str] = set()
+        count = 0
         while page:
+            pages.add(page)
             entries, page = self._http.json(page)
+            count += len(entries) if isinstance(entries, list) else 0
+            if page in pages or len(pages) >= _MAX_PAGES or count > _MAX_ENTRIES:
+                raise SourceError(f"The Hub's list of the files of {self.record.location} has no end", _CHECK)
             try:
-                for entry in entries:
-                    if entry["type"] == "file":
-                        lfs = entry.get("lfs") or {}
-                        yield TreeFile(_inside(entry["path"]), int(entry["size"]), entry["oid"], lfs.get("oid"))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise SourceError(f"The Hub's list of files is malformed ({error!r})", "Check HF_ENDPOINT") from error
+                yield from (_tree_file(entry) for entry in entries if entry["type"] == "file")
+            except (KeyError, TypeError, AttributeError):
+                raise SourceError("The Hub's list of files is malformed", _CHECK) from None
+
+
+def _tree_file(entry: Any) -> TreeFile:
+    """One file of the list, every value of it checked."""
+    path, size, oid = entry["path"], entry["size"], entry["oid"]
+    sha256 = (entry.get("lfs") or {}).get("oid")
+    _check_path(path)
+    if type(size) is not int or not 0 <= size < 1 << 63:
+        raise SourceError(f"The Hub's list of files gives {path} the size {str(size)[:40]!r}", _CHECK)
+    if not _is_hex(oid, 40) or not (sha256 is None or _is_hex(sha256, 64)):
+        raise SourceError(f"The Hub's list of files gives {path} a malformed hash", _CHECK)
+    return TreeFile(path, size, oid, sha256)
+
+
+def _is_hex(text: Any, digits: int) -> bool:
+    return isinstance(text, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 
 def _commit(info: Any, repo: str) -> str:
     """The commit that the Hub resolved a revision to; everything after this asks for it, and not for a branch."""
     commit = info.get("sha") if isinstance(info, dict) else None
-    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
-        raise SourceError(f"The Hub gave no commit for {repo}", "Check HF_ENDPOINT")
-    return commit
+    if not _is_hex(commit, 40):
+        raise SourceError(f"The Hub gave no commit for {repo}", _CHECK)
+    return str(commit)
 
 
 def _check_repo(repo: str) -> None:
@@ -128,9 +154,13 @@ def _check_repo(repo: str) -> None:
         ) from None
 
 
-def _inside(path: str) -> str:
-    """The path itself, unless it would leave the folder that it is fetched into."""
-    parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
-        raise SourceError(f"The repo names a file {path!r}, which would be outside its folder", "Do not use this repo")
-    return path
+def _check_path(path: str) -> None:
+    """Raise `SourceError` unless the path is a plain one below the folder that it is fetched into."""
+    shown = repr(path[:80])
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts or "\\" in path:
+        raise SourceError(f"The repo names a file {shown}, which would be outside its folder", _OTHER_REPO)
+    if "" in parts or "." in parts or re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
+        raise SourceError(f"The repo names a file {shown}, which is not a plain path", _OTHER_REPO)
+    if any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
+        raise SourceError(f"The repo names a file {shown}, which is too long", _OTHER_REPO)
