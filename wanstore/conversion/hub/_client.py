@@ -39,7 +39,7 @@ def read_endpoint(text: str) -> tuple[str, str | None]:
             "Set it like https://huggingface.co, with the special characters of a password percent-encoded",
         )
     user, _, password = login.partition(":")
-    basic = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+    basic = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode(errors="surrogateescape")).decode()
     return parts._replace(netloc=host).geturl(), f"Basic {basic}" if login else None
 
 
@@ -50,7 +50,10 @@ def request_headers(login: str | None) -> dict[str, str]:
     """
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    headers: dict[str, str] = build_hf_headers(library_name="wanstore")
+    try:
+        headers: dict[str, str] = build_hf_headers(library_name="wanstore")
+    except UnicodeDecodeError:  # of the file that holds it
+        headers = {"authorization": "\0"}
     token = headers.get("authorization", "")
     if not (token.isascii() and token.isprintable()):
         raise AccessError("The Hub token contains invalid characters", "Set HF_TOKEN again, or run hf auth login")

@@ -42,8 +42,8 @@ class Limits:
     `attempts` in a row may fail before we give up; 4 MiB of a file begin a new count. `backoff_seconds` is the
     first pause between them, doubled each time. `stall_seconds` is the longest silence, and
     `least_bytes_per_second` the slowest pace of one connection, averaged over `pace_seconds`. `api_seconds` is
-    the time for one API answer as a whole, and for a file's answer until its body begins. A file comes in pieces of `piece_bytes` over `connections` at once:
-    one HTTP stream alone is far slower than most networks.
+    the time for one API answer as a whole, and for a file's answer until its body begins. A file comes in
+    pieces of `piece_bytes` over `connections` at once: one HTTP stream alone is far slower than most networks.
     """
 
     attempts: int = 6
