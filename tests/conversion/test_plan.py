@@ -20,6 +20,7 @@ from wanstore.testing.converters import write_pipeline
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
 FIRST = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
 SECOND = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 5\n"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -66,6 +67,10 @@ def set_entry(key: str, value: Any) -> Callable[[Path], None]:
     return lambda folder: edit_header(folder / FIRST, lambda d: d["b"].__setitem__(key, value))
 
 
+def pointer_for(path: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / path).write_text(POINTER)
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no model_index": (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
     "torn model_index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
@@ -90,6 +95,26 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no weights": (lambda f: (f / VAE).unlink(), "vae has no weights"),
     "only pickles": (only_pickles, "vae holds only pickled weights.*no pickles"),
+    "only a variant": (
+        lambda f: (f / VAE).rename(f / "vae/diffusion_pytorch_model.fp16.safetensors"),
+        "vae has only the variant fp16 .*Use a source with diffusion_pytorch_model.safetensors",
+    ),
+    "only a variant in shards": (
+        lambda f: (f / VAE).rename(f / "vae/diffusion_pytorch_model.bf16-00001-of-00001.safetensors"),
+        "vae has only the variant bf16",
+    ),
+    **{
+        f"a Git LFS pointer for {path}": (pointer_for(path), f"{path} is a Git LFS pointer.*git lfs pull")
+        for path in (
+            VAE,
+            FIRST,
+            INDEX,
+            "model_index.json",
+            "vae/config.json",
+            "tokenizer/tokenizer.json",
+            "scheduler/scheduler_config.json",
+        )
+    },
     "missing shard": (lambda f: (f / SECOND).unlink(), "00002-of-00002.safetensors is missing"),
     "truncated shard": (
         lambda f: (f / SECOND).write_bytes((f / SECOND).read_bytes()[:-4]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,6 +15,8 @@ from wanstore.interfaces import ConversionPlan, OutputShard, Source
 
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _MAX_JSON_BYTES = 64 << 20
+_MAX_POINTER_BYTES = 1024
+"""By Git LFS's own specification."""
 SHARD_BYTES = 5_000_000_000
 """Largest output file, as diffusers' `save_pretrained` defaults to."""
 
@@ -65,6 +68,7 @@ def _json(source: Source, path: str) -> dict[str, Any]:
     try:
         document = json.loads(source.head(path, size))
     except (ValueError, RecursionError) as error:
+        _refuse_pointer(source, path)
         raise SourceError(f"{path} is not JSON ({error})", "Fetch the source again") from error
     if not isinstance(document, dict):
         raise SourceError(f"{path} is not a JSON object", "Fetch the source again")
@@ -79,10 +83,12 @@ def _copies(source: Source) -> Iterator[str]:
     for path in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
         if path not in source.files:
             raise SourceError(f"{path} is missing from {source.record.location}", "Fetch the source again")
+    _refuse_pointer(source, "scheduler/scheduler_config.json")
     yield "scheduler/scheduler_config.json"
     for path in sorted(source.files):
         place = PurePosixPath(path)
         if place.parent.as_posix() == "tokenizer" and place.suffix in (".json", ".model", ".txt"):
+            _refuse_pointer(source, path)
             yield path
 
 
@@ -150,16 +156,35 @@ def _no_weights(source: Source, component: str) -> SourceError:
         return SourceError(
             f"{component} holds only pickled weights ({pickles[0]})", "Use safetensors: wanstore runs no pickles"
         )
+    single = COMPONENTS[component].single_file
+    stem = re.escape(single.removesuffix(".safetensors"))
+    for path in sorted(source.files):
+        if match := re.fullmatch(rf"{component}/{stem}\.([^./]+?)(-\d+-of-\d+)?\.safetensors", path):
+            return SourceError(
+                f"{component} has only the variant {match[1]} of its weights ({path})",
+                f"Use a source with {single}: wanstore itself makes float16 of it",
+            )
     return SourceError(
-        f"{component} has no weights: neither {COMPONENTS[component].single_file} nor its index is there",
+        f"{component} has no weights: neither {single} nor its index is there",
         "Fetch the source again",
     )
+
+
+def _refuse_pointer(source: Source, path: str) -> None:
+    """Raise `SourceError` if the file is what Git LFS puts in the place of one that was not fetched."""
+    size = source.files[path]
+    if size <= _MAX_POINTER_BYTES and source.head(path, size).startswith(b"version https://git-lfs.github.com/spec/"):
+        raise SourceError(
+            f"{path} is a Git LFS pointer, not the file itself",
+            "Run git lfs pull where the source was cloned, or use the Hub repo as the source",
+        )
 
 
 def _tensors(source: Source, path: str) -> tuple[Tensor, ...]:
     try:
         tensors = read_header(lambda size: source.head(path, size), source.files[path])
     except HeaderError as error:
+        _refuse_pointer(source, path)
         raise SourceError(f"{path} is damaged: {error}", "Fetch the source again") from error
     for tensor in tensors:
         if tensor.dtype.startswith("F8"):

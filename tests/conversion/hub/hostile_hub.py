@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import attrs
 
@@ -60,5 +61,5 @@ class HostileHub:
         """Answer the list of files with these bytes."""
         self.answers[f"/api/models/Wan-AI/Tiny/tree/{COMMIT}"] = lambda _: whole(entries, headers=headers)
 
-    def source(self, **settings: object) -> HubSource:
+    def source(self, **settings: Any) -> HubSource:
         return HubSource("Wan-AI/Tiny", limits=attrs.evolve(LIMITS, **settings))

@@ -66,6 +66,15 @@ def test_a_token_that_no_header_can_hold_is_not_told(
     assert hostile.requests == []
 
 
+def test_a_token_file_that_cannot_be_read_is_said(
+    hostile: HostileHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A folder in its place, for one."""
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path))
+    with pytest.raises(AccessError, match=r"token cannot be read .*set HF_TOKEN"):
+        source()
+
+
 @pytest.mark.parametrize("status", ["401 No", "403 No", "404 No", "500 No", "418 No"])
 def test_a_failure_keeps_no_request(hostile: HostileHub, monkeypatch: pytest.MonkeyPatch, status: str) -> None:
     """The client's errors hold the headers that were sent, so ours do not hold the client's."""

@@ -46,12 +46,17 @@ def read_endpoint(text: str) -> tuple[str, str | None]:
 def request_headers(login: str | None) -> dict[str, str]:
     """The client's headers, with its token or, if the endpoint has one, with `login`.
 
-    Raises `AccessError` for a token that no header can hold: the HTTP library's own error would quote it.
+    Raises `AccessError` for a token that cannot be read, or that no header can hold: the HTTP library's own error
+    would quote it.
     """
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     try:
         headers: dict[str, str] = build_hf_headers(library_name="wanstore")
+    except OSError as error:
+        raise AccessError(
+            f"The file of the Hub token cannot be read ({error.strerror})", "Get permission to read it, or set HF_TOKEN"
+        ) from None
     except UnicodeDecodeError:  # of the file that holds it
         headers = {"authorization": "\0"}
     token = headers.get("authorization", "")

@@ -16,12 +16,15 @@ import attrs
 
 from wanstore._files import sync
 from wanstore.conversion.hub._http import Http, Limits, NoRangesError, PassingError, stopped_error
+from wanstore.conversion.hub._leftovers import drop, drop_unless_plain
 from wanstore.errors import DamagedError
 from wanstore.interfaces import Progress
 
 _SAVE_BYTES = 4 << 20
 _HASH_BYTES = 1 << 20
 _FETCHES = 3
+_MAX_NOTES_BYTES = 16 << 20
+"""A thousand times what the largest file needs."""
 
 
 @attrs.frozen
@@ -78,6 +81,7 @@ class Download:
 
     def already_there(self) -> bool:
         """Whether an earlier run finished the file, judged by its content; a damaged file is deleted."""
+        drop_unless_plain(self._target, written=False)
         if not self._target.exists():
             return False
         hasher = self._file.hasher()
@@ -110,9 +114,11 @@ class Download:
         )
 
     def _fetched_right(self) -> bool:
+        drop_unless_plain(self._part, written=True)
+        drop_unless_plain(self._notes, written=True)
         if not self._part.exists():
             self._notes.unlink(missing_ok=True)
-        part = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
+        part = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             size = os.fstat(part).st_size
             if size > self._file.size:
@@ -133,8 +139,14 @@ class Download:
 
     def _noted(self, size: int) -> list[tuple[int, int]]:
         """What earlier runs noted as arrived. A note cut short by a kill does not match."""
-        text = self._notes.read_text() if self._notes.exists() else ""
-        spans = [(int(start), int(stop)) for start, stop in re.findall(r"\[(\d+)-(\d+)\]", text)]
+        notes = b""
+        if self._notes.exists():
+            with self._notes.open("rb") as file:
+                notes = file.read(_MAX_NOTES_BYTES)
+        if len(notes) == _MAX_NOTES_BYTES or not re.fullmatch(rb"[][0-9\n-]*", notes):
+            drop(self._notes, "it is damaged")
+            return []
+        spans = [(int(start), int(stop)) for start, stop in re.findall(rb"\[(\d{1,19})-(\d{1,19})\]", notes)]
         return _merged((start, stop) for start, stop in spans if start < stop <= min(size, self._file.size))
 
     def _fill(self, part: int, have: list[tuple[int, int]], hasher: Any) -> bool:

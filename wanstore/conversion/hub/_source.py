@@ -17,6 +17,7 @@ from urllib.parse import quote
 from wanstore._error_translation import plain_os_errors
 from wanstore.conversion.hub._download import Download, TreeFile
 from wanstore.conversion.hub._http import Http, Limits
+from wanstore.conversion.hub._leftovers import make_folder_for
 from wanstore.errors import InvalidNameError, SourceError
 from wanstore.interfaces import Progress, Quiet, Source
 from wanstore.manifest import SourceRecord
@@ -34,8 +35,8 @@ class HubSource(Source):
 
     The token is the client's own (`HF_TOKEN` or `hf auth login`): never stored, printed or put in an error.
     With `keep`, downloads go to that folder and stay there; otherwise `release` deletes them. `progress` receives
-    retries outside of `fetch`.
-    Raises `NotFoundError`, `AccessError`, `UnreachableError`.
+    retries outside of `fetch`. A leftover of an earlier run that cannot be used is deleted, with a warning in the log.
+    Raises `NotFoundError`, `AccessError`, `UnreachableError`, and `SourceError` when the Hub's answers are no good.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class HubSource(Source):
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:
         file, target = self._file(path), (self.keep or into) / path
         with plain_os_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder_for(self.keep or into, path)
             progress.start(path, file.size)
             download = Download(file, self._url(path), target, self._http, self._limits, progress)
             self._running.add(download)
