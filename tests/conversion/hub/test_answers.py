@@ -128,6 +128,15 @@ def whole_error(body: bytes, headers: str) -> bytes:
     return f"HTTP/1.1 404 No\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
+@pytest.mark.parametrize("reason", ["é".encode(), b"\xff\xfe", b"\x80" * 1000, b"", b"[" * 5000], ids=len)
+@pytest.mark.parametrize("name", [b"X-Error-Code", b"X-Error-Message", b"X-HF-Warning", b"Retry-After"], ids=repr)
+def test_odd_reasons_of_an_error_are_one_line(hostile: HostileHub, name: bytes, reason: bytes) -> None:
+    """Whatever is in the headers that explain it, or in its body."""
+    hostile.answers[INFO] = lambda _: [b"HTTP/1.1 418 No\r\n", name, b": ", reason, b"\r\n\r\n", b"[" * 10_000]
+    with pytest.raises(UnreachableError, match="The Hub answered 418"):
+        hostile.source()
+
+
 def test_redirects_end(hostile: HostileHub) -> None:
     """A circle of them is refused after ten."""
     hostile.answers[INFO] = lambda path: redirect(path)

@@ -254,7 +254,8 @@ def _check(response: Any, *, redirected: bool) -> None:
     if redirected and status >= 400 and "X-Error-Code" not in headers:
         raise PassingError(f"the storage behind the Hub answered {status}")
     if not response.is_success:
-        reasons = {name: headers[name] for name in ("X-Error-Code", "X-Error-Message") if name in headers}
+        reasons = {name: headers.get(name, "") for name in ("X-Error-Code", "X-Error-Message")}
+        reasons = {name: reason for name, reason in reasons.items() if reason and reason.isascii()}
         # The client would read the body of this one to its end.
         hf_raise_for_status(type(response)(status, headers=reasons, request=response.request))
         raise PassingError(f"the Hub answered {status}")  # the client does not mind a redirect to nowhere
