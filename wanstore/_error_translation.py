@@ -78,7 +78,7 @@ def plain_os_errors(where: Path) -> Iterator[None]:
 
 def unreadable(path: Path) -> AccessError:
     """The error of a file that is closed to this user, which says nothing of what is in it."""
-    return AccessError(f"{path} cannot be read (Permission denied)", "Get permission to read it")
+    return AccessError(f"{path} cannot be read (permission denied)", "Get permission to read it")
 
 
 @contextmanager

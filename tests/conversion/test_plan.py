@@ -12,15 +12,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wanstore.conversion._plan import make_plan
 from wanstore.conversion.folder import FolderSource
 from wanstore.conversion.fp16 import Fp16Converter
-from wanstore.errors import AccessError, SourceError, WanstoreError
+from wanstore.errors import WanstoreError
 from wanstore.testing.converters import write_pipeline
 
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
 FIRST = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
 SECOND = "transformer/diffusion_pytorch_model-00002-of-00002.safetensors"
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 5\n"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -67,6 +67,10 @@ def set_entry(key: str, value: Any) -> Callable[[Path], None]:
     return lambda folder: edit_header(folder / FIRST, lambda d: d["b"].__setitem__(key, value))
 
 
+def pointer_for(path: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / path).write_text(POINTER)
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no model_index": (lambda f: (f / "model_index.json").unlink(), "model_index.json"),
     "torn model_index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json is not JSON"),
@@ -91,6 +95,26 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no weights": (lambda f: (f / VAE).unlink(), "vae has no weights"),
     "only pickles": (only_pickles, "vae holds only pickled weights.*no pickles"),
+    "only a variant": (
+        lambda f: (f / VAE).rename(f / "vae/diffusion_pytorch_model.fp16.safetensors"),
+        "vae has only the variant fp16 .*Use a source with diffusion_pytorch_model.safetensors",
+    ),
+    "only a variant in shards": (
+        lambda f: (f / VAE).rename(f / "vae/diffusion_pytorch_model.bf16-00001-of-00001.safetensors"),
+        "vae has only the variant bf16",
+    ),
+    **{
+        f"a Git LFS pointer for {path}": (pointer_for(path), f"{path} is a Git LFS pointer.*git lfs pull")
+        for path in (
+            VAE,
+            FIRST,
+            INDEX,
+            "model_index.json",
+            "vae/config.json",
+            "tokenizer/tokenizer.json",
+            "scheduler/scheduler_config.json",
+        )
+    },
     "missing shard": (lambda f: (f / SECOND).unlink(), "00002-of-00002.safetensors is missing"),
     "truncated shard": (
         lambda f: (f / SECOND).write_bytes((f / SECOND).read_bytes()[:-4]),
@@ -170,42 +194,3 @@ def test_a_folder_through_links_is_a_source(folder: Path, tmp_path: Path) -> Non
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
     assert Fp16Converter().plan(FolderSource(linked)).stored_bytes
-
-
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 507591892\n"
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["vae/diffusion_pytorch_model.safetensors", "vae/config.json", "model_index.json", "tokenizer/tokenizer.json"],
-)
-def test_a_git_lfs_pointer_is_called_one(tiny_copy: Path, path: str) -> None:
-    """A clone without Git LFS has notes in the places of the files."""
-    (tiny_copy / path).write_bytes(POINTER)
-    with pytest.raises(SourceError, match=rf"{path} is a Git LFS pointer, not the file\. Run git lfs pull"):
-        make_plan(FolderSource(tiny_copy), {})
-
-
-@pytest.mark.parametrize(
-    "name", ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.non_ema.safetensors"]
-)
-def test_a_folder_with_a_variant_only_says_so(tiny_copy: Path, name: str) -> None:
-    """The weights are there, under a name that diffusers loads only when it is asked to."""
-    folder = tiny_copy / "vae"
-    (folder / "diffusion_pytorch_model.safetensors").rename(folder / name)
-    with pytest.raises(SourceError, match=rf"vae holds only a variant of the weights \(vae/{name}\)"):
-        make_plan(FolderSource(tiny_copy), {})
-
-
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tiny_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in it nobody knows."""
-    plain = Path.open
-
-    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
-        if path.name == "config.json":
-            raise PermissionError(13, "Permission denied", str(path))
-        return plain(path, *arguments, **options)
-
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(AccessError, match=r"config\.json cannot be read \(Permission denied\)"):
-        make_plan(FolderSource(tiny_copy), {})

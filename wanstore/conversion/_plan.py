@@ -17,8 +17,8 @@ from wanstore.interfaces import ConversionPlan, OutputShard, Source
 
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 _MAX_JSON_BYTES = 64 << 20
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_POINTER_BYTES = 1024
+"""By Git LFS's own specification."""
 SHARD_BYTES = 5_000_000_000
 """Largest output file, as diffusers' `save_pretrained` defaults to."""
 
@@ -117,12 +117,12 @@ def _copies(source: Source) -> Iterator[str]:
     for path in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
         if path not in source.files:
             raise SourceError(f"{path} is missing from {source.record.location}", "Fetch the source again")
+    _refuse_pointer(source, "scheduler/scheduler_config.json")
     yield "scheduler/scheduler_config.json"
     for path in sorted(source.files):
         place = PurePosixPath(path)
         if place.parent.as_posix() == "tokenizer" and place.suffix in (".json", ".model", ".txt"):
-            if source.files[path] < _MAX_POINTER_BYTES:
-                _refuse_pointer(source, path)
+            _refuse_pointer(source, path)
             yield path
 
 
@@ -184,30 +184,34 @@ def _component_tensors(source: Source, component: str) -> _Files:
     return [(f"{component}/{file}", tensors) for file, tensors in shards]
 
 
-def _refuse_pointer(source: Source, path: str) -> None:
-    """Raise `SourceError` if git left a note where the file should be: its contents are elsewhere."""
-    if source.head(path, len(_POINTER)) == _POINTER:
-        raise SourceError(
-            f"{path} is a Git LFS pointer, not the file", "Run git lfs pull in the folder, or name the repo on the Hub"
-        )
-
-
 def _no_weights(source: Source, component: str) -> SourceError:
     pickles = sorted(p for p in source.files if p.startswith(f"{component}/") and p.endswith(_PICKLES))
     if pickles:
         return SourceError(
             f"{component} holds only pickled weights ({pickles[0]})", "Use safetensors: wanstore runs no pickles"
         )
-    variants = sorted(p for p in source.files if re.fullmatch(rf"{component}/[\w-]+\.\w+(-\S+)?\.safetensors", p))
-    if variants:
-        return SourceError(
-            f"{component} holds only a variant of the weights ({variants[0]})",
-            "Use a repo or revision with the weights themselves, whose names have no such part",
-        )
+    single = COMPONENTS[component].single_file
+    stem = re.escape(single.removesuffix(".safetensors"))
+    for path in sorted(source.files):
+        if match := re.fullmatch(rf"{component}/{stem}\.([^./]+?)(-\d+-of-\d+)?\.safetensors", path):
+            return SourceError(
+                f"{component} has only the variant {match[1]} of its weights ({path})",
+                f"Use a source with {single}: wanstore itself makes float16 of it",
+            )
     return SourceError(
-        f"{component} has no weights: neither {COMPONENTS[component].single_file} nor its index is there",
+        f"{component} has no weights: neither {single} nor its index is there",
         "Fetch the source again",
     )
+
+
+def _refuse_pointer(source: Source, path: str) -> None:
+    """Raise `SourceError` if the file is what Git LFS puts in the place of one that was not fetched."""
+    size = source.files[path]
+    if size <= _MAX_POINTER_BYTES and source.head(path, size).startswith(b"version https://git-lfs.github.com/spec/"):
+        raise SourceError(
+            f"{path} is a Git LFS pointer, not the file itself",
+            "Run git lfs pull where the source was cloned, or use the Hub repo as the source",
+        )
 
 
 def _tensors(source: Source, path: str) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from wanstore._error_translation import unreadable
@@ -13,17 +14,20 @@ from wanstore.manifest import SourceRecord
 
 
 class FolderSource(Source):
-    """A pipeline folder on this machine. Links are followed, so a Hub cache's snapshot folder works."""
+    """A pipeline folder on this machine. Links are followed, so a Hub cache's snapshot folder works.
+
+    Raises `NotFoundError` when there is no such folder, `AccessError` for what may not be read, and `SourceError`.
+    """
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
             raise NotFoundError(f"There is no folder {folder}", "Name a folder or a Hub repo like Wan-AI/NAME")
         self.folder = folder.resolve()
-        stats = {
-            path.relative_to(self.folder).as_posix(): path.stat()
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file()
-        }
+        paths = [self.folder, *sorted(self.folder.rglob("*"))]
+        for path in paths:  # one that cannot be listed would look empty
+            if path.is_dir() and not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+                raise unreadable(path)
+        stats = {path.relative_to(self.folder).as_posix(): path.stat() for path in paths if path.is_file()}
         self.files = {path: stat.st_size for path, stat in stats.items()}
         state = json.dumps({path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}, sort_keys=True)
         self.record = SourceRecord("folder", self.folder.name, hashlib.sha256(state.encode()).hexdigest())
@@ -32,10 +36,11 @@ class FolderSource(Source):
         try:
             with (self.folder / path).open("rb") as file:
                 return file.read(size)
-        except PermissionError as error:
-            raise unreadable(self.folder / path) from error
+        except PermissionError:
+            raise unreadable(self.folder / path) from None
         except OSError as error:
             raise SourceError(f"{path} cannot be read ({error.strerror})", "Check the source folder") from error
 
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:
+        self.head(path, 0)  # or whoever reads it would not know whose fault it is
         return self.folder / path

@@ -1,45 +1,60 @@
-"""An end to an HTTP exchange, whatever it is waiting for."""
+"""An end to an answer that trickles: the client's own timeouts notice only silence."""
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
-from typing import Any
-
-_AGAIN_SECONDS = 0.2
-"""A connection that is made after the deadline is met at the next look."""
+import time
+from contextlib import suppress
+from typing import Any, Self
 
 
 class Deadline:
-    """Shuts the exchange's sockets after `seconds`, unless it is cancelled; `passed` then says so.
+    """Ends a request's connections when its time is over, whatever the request is waiting for then.
 
-    The client's own timeouts notice silence alone: headers, redirects or a body that trickle are never silent. Given as
-    `trace` to a request that opens a connection of its own.
+    The client calls `trace`, the request's extension of that name, with each connection that it makes. A connection
+    of an earlier request would stay unknown, so a request needs one of its own.
     """
 
     def __init__(self, seconds: float) -> None:
-        self.passed = False
-        self._over = threading.Event()
+        self.expired = False
         self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._watch, args=(seconds,), name="wanstore-deadline", daemon=True).start()
+        self.extend(seconds)
 
-    def trace(self, event: str, info: dict[str, Any]) -> None:
-        """The client's report of what it does: with each connection comes its socket."""
-        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        with self._lock:
+            while self._sockets:
+                self._sockets.pop().close()
+
+    def extend(self, seconds: float) -> None:
+        """Move the end to `seconds` from now."""
+        self._end = time.monotonic() + seconds
+
+    def trace(self, event: str, details: dict[str, Any]) -> None:
+        """Take note of a connection that the client made."""
+        if event.endswith(".connect_tcp.complete"):
+            # A duplicate stays valid when TLS takes the socket over, and ends the connection below TLS.
+            own = details["return_value"].get_extra_info("socket").dup()
             with self._lock:
-                self._sockets.append(info["return_value"].get_extra_info("socket"))
+                self._sockets.append(own)
+                self._end_connections()
 
-    def cancel(self) -> None:
-        """The exchange, or the part of it that has an end, is over."""
-        self._over.set()
+    def _watch(self) -> None:
+        while not self._ended.wait(max(0.0, self._end - time.monotonic())):
+            if time.monotonic() >= self._end:
+                with self._lock:
+                    self.expired = True
+                    self._end_connections()
+                return
 
-    def _watch(self, seconds: float) -> None:
-        while not self._over.wait(seconds):
-            self.passed = True
-            with self._lock:
-                for one in self._sockets:
-                    with contextlib.suppress(OSError):
-                        socket.socket.shutdown(one, socket.SHUT_RDWR)  # close() would not wake who waits on it
-            seconds = _AGAIN_SECONDS
+    def _end_connections(self) -> None:
+        for own in self._sockets if self.expired else ():
+            with suppress(OSError):
+                own.shutdown(socket.SHUT_RDWR)

@@ -14,15 +14,17 @@ from typing import Any, TextIO
 
 import attrs
 
-from wanstore._files import read_small_file, remove_tree, sync
+from wanstore._files import sync
 from wanstore.conversion.hub._http import Http, Limits, NoRangesError, PassingError, stopped_error
+from wanstore.conversion.hub._leftovers import drop, drop_unless_plain
 from wanstore.errors import DamagedError
 from wanstore.interfaces import Progress
 
 _SAVE_BYTES = 4 << 20
 _HASH_BYTES = 1 << 20
-_MAX_NOTES_BYTES = 16 << 20
 _FETCHES = 3
+_MAX_NOTES_BYTES = 16 << 20
+"""A thousand times what the largest file needs."""
 
 
 @attrs.frozen
@@ -78,14 +80,8 @@ class Download:
         self._ended.set()
 
     def already_there(self) -> bool:
-        """Whether an earlier run finished the file, judged by its content; a damaged file is deleted.
-
-        So is whatever is in the place of one of the download's files and is none: a link would be written through.
-        """
-        for place in (self._target, self._part, self._notes):
-            if os.path.lexists(place) and not (place.is_file() and not place.is_symlink()):
-                self._progress.message(f"{self._file.path}: {place.name} is no regular file; removing it")
-                remove_tree(place)
+        """Whether an earlier run finished the file, judged by its content; a damaged file is deleted."""
+        drop_unless_plain(self._target, written=False)
         if not self._target.exists():
             return False
         hasher = self._file.hasher()
@@ -118,9 +114,11 @@ class Download:
         )
 
     def _fetched_right(self) -> bool:
+        drop_unless_plain(self._part, written=True)
+        drop_unless_plain(self._notes, written=True)
         if not self._part.exists():
             self._notes.unlink(missing_ok=True)
-        part = os.open(self._part, os.O_RDWR | os.O_CREAT, 0o644)
+        part = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             size = os.fstat(part).st_size
             if size > self._file.size:
@@ -141,11 +139,14 @@ class Download:
 
     def _noted(self, size: int) -> list[tuple[int, int]]:
         """What earlier runs noted as arrived. A note cut short by a kill does not match."""
-        try:
-            data = read_small_file(self._notes, _MAX_NOTES_BYTES)
-        except (FileNotFoundError, ValueError):
-            data = b""
-        spans = [(int(start), int(stop)) for start, stop in re.findall(rb"\[(\d{1,20})-(\d{1,20})\]", data)]
+        notes = b""
+        if self._notes.exists():
+            with self._notes.open("rb") as file:
+                notes = file.read(_MAX_NOTES_BYTES)
+        if len(notes) == _MAX_NOTES_BYTES or not re.fullmatch(rb"[][0-9\n-]*", notes):
+            drop(self._notes, "it is damaged")
+            return []
+        spans = [(int(start), int(stop)) for start, stop in re.findall(rb"\[(\d{1,19})-(\d{1,19})\]", notes)]
         return _merged((start, stop) for start, stop in spans if start < stop <= min(size, self._file.size))
 
     def _fill(self, part: int, have: list[tuple[int, int]], hasher: Any) -> bool:

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from wanstore._error_translation import plain_os_errors
 from wanstore.conversion.hub._download import Download, TreeFile
 from wanstore.conversion.hub._http import Http, Limits
+from wanstore.conversion.hub._leftovers import make_folder_for
 from wanstore.errors import InvalidNameError, SourceError
 from wanstore.interfaces import Progress, Quiet, Source
 from wanstore.manifest import SourceRecord
 
-_MAX_PAGES, _MAX_ENTRIES, _MAX_PATH = 1000, 100_000, 1024
-"""More than any repo of weights has."""
+_CHECK = "Check HF_ENDPOINT and your proxy"
+_OTHER_REPO = "Do not use this repo"
+_MAX_PAGES = 1000
+_MAX_ENTRIES = 100_000
+_MAX_NAME_BYTES = 255
+"""Of one part of a path: what Linux file systems hold."""
 
 
 class HubSource(Source):
@@ -30,8 +35,8 @@ class HubSource(Source):
 
     The token is the client's own (`HF_TOKEN` or `hf auth login`): never stored, printed or put in an error.
     With `keep`, downloads go to that folder and stay there; otherwise `release` deletes them. `progress` receives
-    retries outside of `fetch`.
-    Raises `NotFoundError`, `AccessError`, `UnreachableError`.
+    retries outside of `fetch`. A leftover of an earlier run that cannot be used is deleted, with a warning in the log.
+    Raises `NotFoundError`, `AccessError`, `UnreachableError`, and `SourceError` when the Hub's answers are no good.
     """
 
     def __init__(
@@ -48,10 +53,10 @@ class HubSource(Source):
         _check_repo(repo)
         self.keep = keep
         self._limits = limits or Limits()
-        self._endpoint = constants.ENDPOINT
         self._running: set[Download] = set()
         self._progress = progress or Quiet()
-        self._http = Http(repo, revision, self._endpoint, self._limits, self._progress)
+        self._http = Http(repo, revision, constants.ENDPOINT, self._limits, self._progress)
+        self._endpoint = self._http.endpoint
         api = f"{self._endpoint}/api/models/{repo}"
         info, _ = self._http.json(f"{api}/revision/{quote(revision, safe='')}" if revision else api)
         self.record = SourceRecord("hub", repo, _commit(info, repo), revision)
@@ -66,7 +71,7 @@ class HubSource(Source):
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:
         file, target = self._file(path), (self.keep or into) / path
         with plain_os_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder_for(self.keep or into, path)
             progress.start(path, file.size)
             download = Download(file, self._url(path), target, self._http, self._limits, progress)
             self._running.add(download)
@@ -101,43 +106,40 @@ class HubSource(Source):
     def _list(self, url: str) -> Iterator[TreeFile]:
         page: str | None = url
         pages: set[str] = set()
-        left = _MAX_ENTRIES
+        count = 0
         while page:
             pages.add(page)
             entries, page = self._http.json(page)
-            if page in pages or len(pages) > _MAX_PAGES:
-                raise SourceError("The Hub's list of files has no end", "Check HF_ENDPOINT")
-            if not isinstance(entries, list) or (left := left - len(entries)) < 0:
-                raise SourceError("The Hub's list of files is no list, or too long", "Check HF_ENDPOINT")
-            yield from (_tree_file(entry) for entry in entries if not _is_folder(entry))
-
-
-def _is_folder(entry: Any) -> bool:
-    return isinstance(entry, dict) and entry.get("type") != "file"
+            count += len(entries) if isinstance(entries, list) else 0
+            if page in pages or len(pages) >= _MAX_PAGES or count > _MAX_ENTRIES:
+                raise SourceError(f"The Hub's list of the files of {self.record.location} has no end", _CHECK)
+            try:
+                yield from (_tree_file(entry) for entry in entries if entry["type"] == "file")
+            except (KeyError, TypeError, AttributeError):
+                raise SourceError("The Hub's list of files is malformed", _CHECK) from None
 
 
 def _tree_file(entry: Any) -> TreeFile:
-    """A file as the Hub lists it; raises `SourceError` unless every part is what it should be."""
-    try:
-        path, size, oid, lfs = entry["path"], entry["size"], entry["oid"], entry.get("lfs")
-        sha256 = lfs["oid"] if lfs else None
-        whole = isinstance(path, str) and type(size) is int and size >= 0 and _is_hash(oid, 40)
-    except (KeyError, TypeError) as error:
-        raise SourceError(f"The Hub's list of files is malformed ({error!r})", "Check HF_ENDPOINT") from error
-    if not whole or not (sha256 is None or _is_hash(sha256, 64)):
-        raise SourceError(f"The Hub's list of files is malformed ({str(entry)[:200]})", "Check HF_ENDPOINT")
-    return TreeFile(_inside(path), size, oid, sha256)
+    """One file of the list, every value of it checked."""
+    path, size, oid = entry["path"], entry["size"], entry["oid"]
+    sha256 = (entry.get("lfs") or {}).get("oid")
+    _check_path(path)
+    if type(size) is not int or not 0 <= size < 1 << 63:
+        raise SourceError(f"The Hub's list of files gives {path} the size {str(size)[:40]!r}", _CHECK)
+    if not _is_hex(oid, 40) or not (sha256 is None or _is_hex(sha256, 64)):
+        raise SourceError(f"The Hub's list of files gives {path} a malformed hash", _CHECK)
+    return TreeFile(path, size, oid, sha256)
 
 
-def _is_hash(text: Any, digits: int) -> bool:
+def _is_hex(text: Any, digits: int) -> bool:
     return isinstance(text, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", text) is not None
 
 
 def _commit(info: Any, repo: str) -> str:
     """The commit that the Hub resolved a revision to; everything after this asks for it, and not for a branch."""
     commit = info.get("sha") if isinstance(info, dict) else None
-    if not _is_hash(commit, 40):
-        raise SourceError(f"The Hub gave no commit for {repo}", "Check HF_ENDPOINT")
+    if not _is_hex(commit, 40):
+        raise SourceError(f"The Hub gave no commit for {repo}", _CHECK)
     return str(commit)
 
 
@@ -153,13 +155,13 @@ def _check_repo(repo: str) -> None:
         ) from None
 
 
-def _inside(path: str) -> str:
-    """The path itself, unless it would leave the folder that it is fetched into."""
-    place = PurePosixPath(path)
-    odd = str(place) != path or not path.isprintable() or len(path) > _MAX_PATH
-    if odd or not place.parts or place.is_absolute() or ".." in place.parts or "\\" in path:
-        raise SourceError(
-            f"The repo names a file {path[:200]!r}, which would be outside its folder, or hide in it",
-            "Do not use this repo",
-        )
-    return path
+def _check_path(path: str) -> None:
+    """Raise `SourceError` unless the path is a plain one below the folder that it is fetched into."""
+    shown = repr(path[:80])
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts or "\\" in path:
+        raise SourceError(f"The repo names a file {shown}, which would be outside its folder", _OTHER_REPO)
+    if "" in parts or "." in parts or re.search("[\x00-\x1f\x7f-\x9f\ud800-\udfff]", path):
+        raise SourceError(f"The repo names a file {shown}, which is not a plain path", _OTHER_REPO)
+    if any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
+        raise SourceError(f"The repo names a file {shown}, which is too long", _OTHER_REPO)
