@@ -21,6 +21,7 @@ from wanstore.errors import (
     NotSupportedError,
     UnreachableError,
     WanstoreError,
+    without_secrets,
 )
 from wanstore.generation import check_place
 
@@ -86,6 +87,13 @@ def test_no_message_repeats_a_secret_that_was_typed(text: str) -> None:
     """Wherever it was: messages end up in logs."""
     error = WanstoreError(text, text)
     assert "s3cret" not in str(error) + error.what + error.next_step and "***" in str(error)
+
+
+def test_commands_do_not_repeat_a_secret_of_the_stores_address() -> None:
+    """Neither on the screen nor, as the command that made it, on a page of benchmarks."""
+    assert without_secrets("wanstore bench w --store s3://key:s3cret@bucket/x") == (
+        "wanstore bench w --store s3://***@bucket/x"
+    )
 
 
 def test_the_addresses_in_a_message_stay_readable() -> None:

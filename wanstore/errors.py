@@ -13,7 +13,12 @@ import re
 from typing import Any
 
 _SECRET = re.compile(r"(?<=://)[^/\s]*(?=@)|\bhf_[A-Za-z0-9]{20,}")
-"""The user and password of a URL, and a token of the Hub: no message repeats them, wherever they were typed."""
+"""No message repeats these, wherever they were typed."""
+
+
+def without_secrets(text: str) -> str:
+    """`text` with every user and password of a URL, and every token of the Hub, as `***`."""
+    return _SECRET.sub("***", text)
 
 
 class WanstoreError(Exception):
@@ -28,7 +33,7 @@ class WanstoreError(Exception):
     resumable = False
 
     def __init__(self, what: str, next_step: str = "") -> None:
-        what, next_step = _SECRET.sub("***", what), _SECRET.sub("***", next_step)
+        what, next_step = without_secrets(what), without_secrets(next_step)
         super().__init__(f"{what}. {next_step}." if next_step else f"{what}.")
         self.what = what
         self.next_step = next_step

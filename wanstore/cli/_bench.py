@@ -22,7 +22,7 @@ from wanstore.cli._options import (
     resize,
     store_option,
 )
-from wanstore.errors import NotFoundError, WanstoreError
+from wanstore.errors import NotFoundError, WanstoreError, without_secrets
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.report import BenchmarkReport
@@ -85,7 +85,7 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
     with TerminalProgress(quiet=as_json) as progress:
         report = run_bench(
             name, store=store_url, presets=presets, steps=_steps(steps, presets), report=out,
-            command=shlex.join(["wanstore", *sys.argv[1:]]), progress=progress, **how,
+            command=without_secrets(shlex.join(["wanstore", *sys.argv[1:]])), progress=progress, **how,
         )  # fmt: skip
     if report.rows:
         _write(report, old, out, as_json)

@@ -25,6 +25,7 @@ from wanstore.cli._options import (
     resize,
     store_option,
 )
+from wanstore.errors import without_secrets
 
 if TYPE_CHECKING:
     from wanstore.presets import Preset
@@ -80,7 +81,9 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
     if as_json:
         print_json(to_json(manifest))
     else:
-        click.echo(f"{name}: {len(manifest.files)} files, {human_bytes(manifest.size_bytes)}, sealed in {store_url}")
+        click.echo(
+            f"{name}: {len(manifest.files)} files, {human_bytes(manifest.size_bytes)}, sealed in {without_secrets(store_url)}"
+        )
 
 
 @main.command("list")
@@ -104,9 +107,8 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
     elif listing.pipelines:
         show_tables(list_table(listing.pipelines))
     elif not listing.unreadable:
-        click.echo(
-            f"Nothing is stored in {store_url}. Add one with: wanstore setup SOURCE --store {store_url}", err=True
-        )
+        shown = without_secrets(store_url)
+        click.echo(f"Nothing is stored in {shown}. Add one with: wanstore setup SOURCE --store {shown}", err=True)
 
 
 @main.command()
@@ -168,7 +170,7 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
     if as_json:
         print_json({"deleted": name})
     else:
-        click.echo(f"{name}: deleted from {store_url}")
+        click.echo(f"{name}: deleted from {without_secrets(store_url)}")
 
 
 @main.command()

@@ -83,7 +83,7 @@ class LocalStore(WeightStore):
         self._check_root()
         with plain_os_errors(self.root), self._lock(name):
             self._check_free(name, replace)
-            stage = _LocalStage(self.root / name, self._hidden("stages") / name)
+            stage = _LocalStage(self.root / name, self.own_folder("stages") / name)
             stage.prepare(resume)
             if replace:
                 stage.swap = self._swapper(stage.work)
@@ -112,7 +112,7 @@ class LocalStore(WeightStore):
     def delete(self, name: str) -> None:
         folder = self._sealed(name)
         with plain_os_errors(self.root):
-            grave = self._hidden("trash") / f"{name}-{uuid.uuid4().hex}"
+            grave = self.own_folder("trash") / f"{name}-{uuid.uuid4().hex}"
             try:
                 folder.rename(grave)
             except FileNotFoundError:
@@ -131,9 +131,9 @@ class LocalStore(WeightStore):
     def _sweep(self, except_for: str | None = None) -> None:
         # What is in the trash was taken out of sight by its one rename: whoever comes by may finish the job. The
         # folder itself stays: a delete may be about to rename something into it.
-        for grave in self._hidden("trash").iterdir():
+        for grave in self.own_folder("trash").iterdir():
             remove_tree(grave)
-        for stage in self._hidden("stages").iterdir():
+        for stage in self.own_folder("stages").iterdir():
             if stage.name != except_for:
                 try:
                     with self._lock(stage.name, wait_seconds=0):
@@ -141,7 +141,7 @@ class LocalStore(WeightStore):
                 except BusyError:
                     continue
 
-    def _hidden(self, kind: str, *, make: bool = True) -> Path:
+    def own_folder(self, kind: str, *, make: bool = True) -> Path:
         """A folder of the store's own, made if it is missing, unless it is only looked at."""
         for folder in (self._own, self._own / kind):
             if folder.is_symlink():
@@ -152,7 +152,7 @@ class LocalStore(WeightStore):
 
     @contextmanager
     def _lock(self, name: str, wait_seconds: float = _LOCK_WAIT_SECONDS) -> Iterator[None]:
-        lock = FileLock(self._hidden("locks") / name)
+        lock = FileLock(self.own_folder("locks") / name)
         try:
             lock.acquire(timeout=wait_seconds)
         except Timeout:

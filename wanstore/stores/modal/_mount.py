@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import attrs
 from filelock import FileLock, Timeout
 
-from wanstore._files import remove_tree
+from wanstore._files import files_below, remove_tree
 from wanstore.errors import (
     AccessError,
     BusyError,
@@ -74,13 +74,13 @@ class _MountedFolder(LocalStore):
             return self._step_aside
 
     def _step_aside(self, new: Path, old: Path) -> None:
-        aside = self._hidden("aside") / old.name
+        aside = self.own_folder("aside") / old.name
         old.rename(aside)
         new.rename(old)
         aside.rename(new)  # into the stage's folder, which is dropped
 
     def _aside(self, name: str) -> Path:
-        return self._hidden("aside", make=False) / name
+        return self.own_folder("aside", make=False) / name
 
     def _sealed(self, name: str) -> Path:
         try:
@@ -105,13 +105,17 @@ class _MountedFolder(LocalStore):
                 aside.rename(self.root / name)
 
     def _sweep(self, except_for: str | None = None) -> None:
-        for stage in self._hidden("stages").iterdir():
+        for stage in self.own_folder("stages").iterdir():
             if stage.name != except_for and time.time() - _newest(stage) > _ABANDONED_SECONDS:
                 remove_tree(stage)
 
 
 def _newest(folder: Path) -> float:
-    return max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))
+    """When something in a folder was last written; now if it is gone."""
+    try:
+        return max(status.st_mtime for status in (folder.lstat(), *files_below(folder).values()))
+    except FileNotFoundError:
+        return time.time()
 
 
 class MountedStore(WeightStore):
@@ -215,8 +219,7 @@ class MountedStore(WeightStore):
 
     def _check_writable(self) -> None:
         try:
-            (self._local.root / ".wanstore").mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self._local.root / ".wanstore").close()
+            tempfile.TemporaryFile(dir=self._local.own_folder("stages")).close()
         except OSError as error:
             raise AccessError(
                 f"{self._url} cannot be written at {self._local.root} ({error.strerror})",
