@@ -81,9 +81,8 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
     if as_json:
         print_json(to_json(manifest))
     else:
-        click.echo(
-            f"{name}: {len(manifest.files)} files, {human_bytes(manifest.size_bytes)}, sealed in {without_secrets(store_url)}"
-        )
+        size, place = human_bytes(manifest.size_bytes), without_secrets(store_url)
+        click.echo(f"{name}: {len(manifest.files)} files, {size}, sealed in {place}")
 
 
 @main.command("list")
