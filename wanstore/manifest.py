@@ -16,6 +16,7 @@ from typing import Any
 
 import attrs
 
+from wanstore._error_translation import unreadable
 from wanstore._files import read_small_file
 from wanstore._json import digest_of, from_json, read_json, to_json
 from wanstore.errors import DamagedError, NotSupportedError
@@ -195,12 +196,17 @@ def _renamed(manifest: Manifest, name: str) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, named after the folder; None when it has none. A link in its place is not followed."""
+    """The manifest of `folder`, named after the folder; None when it has none. A link in its place is not followed.
+
+    Raises what `parse_manifest` does, and `AccessError` when it may not be read.
+    """
     path = folder / MANIFEST_NAME
     try:
         data = read_small_file(path, MANIFEST_MAX_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise unreadable(path) from error
     except ValueError as error:
         raise DamagedError(f"{path} is not a manifest ({error})", _REMEDY) from error
     return parse_manifest(data, str(path), folder.name)

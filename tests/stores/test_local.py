@@ -167,17 +167,24 @@ def test_a_pipeline_with_a_torn_manifest_can_be_deleted(store: LocalStore) -> No
     assert not (store.root / "torn").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_listed_and_hides_no_other(store: LocalStore) -> None:
+def test_a_folder_that_may_not_be_read_is_listed_and_hides_no_other(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such as lost+found at the root of a disk, or another user's pipeline."""
     good = put(store, "good")
     put(store, "closed")
-    (store.root / "closed").chmod(0)
-    try:
-        listing = store.list()
-    finally:
-        (store.root / "closed").chmod(0o755)
-    assert listing.pipelines == (good,) and "Permission denied" in listing.unreadable[0].reason
+    (store.root / "round").symlink_to("round")
+    plain = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        if path.parent.name == "closed":  # what the system says to anybody but root
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    listing = store.list()
+    assert listing.pipelines == (good,) and [one.name for one in listing.unreadable] == ["closed"]
+    assert "Permission denied" in listing.unreadable[0].reason
 
 
 @pytest.mark.parametrize("place", [".wanstore", ".wanstore/stages", ".wanstore/trash", ".wanstore/locks"])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _MAX = {
-    "num_layers": 512, "num_decoder_layers": 512, "num_res_blocks": 64, "attention_head_dim": 1024,
+    "num_layers": 512, "num_decoder_layers": 512, "num_res_blocks": 64, "attention_head_dim": 512,
     "rope_max_seq_len": 16_384, "pos_embed_seq_len": 4096, "num_train_timesteps": 100_000,
 }  # fmt: skip
 """Eight times the largest Wan 2.1 and more. Each unit of these costs time or memory before a tensor is read."""

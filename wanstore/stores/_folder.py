@@ -17,11 +17,13 @@ from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest
 
 
 def has_manifest(folder: Path) -> bool:
-    """Whether `folder` and the manifest in it are what they should be, and no links."""
+    """Whether `folder` and the manifest in it are what they should be, and no links. Raises `AccessError`."""
     try:
         return not folder.is_symlink() and stat.S_ISREG((folder / MANIFEST_NAME).lstat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError as error:
+        raise unreadable(folder) from error
 
 
 def check_against(folder: Path, manifest: Manifest) -> None:

@@ -64,7 +64,11 @@ class LocalStore(WeightStore):
 
     def _look_at(self, folder: Path) -> Manifest | None:
         """The manifest in `folder`; None when it has none, or is no folder."""
-        if not os.path.lexists(folder / MANIFEST_NAME):
+        if folder.is_symlink() and not folder.is_dir():
+            return None
+        try:
+            (folder / MANIFEST_NAME).lstat()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         check_name(folder.name)
         if folder.is_symlink():
