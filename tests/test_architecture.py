@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "loading": {"memory", "building", "lean_imports", "transfer"},
     "memory": {"building", "transfer"},
     "building": {"lean_imports", "transfer"},
-    "testing": {"conversion"},
+    "testing": {"conversion", "stores"},
     "transfer": set(),
     "lean_imports": set(),
     "stores": set(),

@@ -27,8 +27,9 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control
 
 @pytest.fixture
 def client(control: ControlPlane) -> Iterator[object]:
-    """A client of the test's own: the one that modal keeps for the process outlives its control plane."""
+    """A client of the test's own, also where a store is opened without one: until it is closed."""
     import modal
 
     with modal.Client.from_credentials("ak-made-up", "as-made-up") as client:
+        modal.Client._set_env_client(client)  # modal's own would outlive its control plane
         yield client

@@ -7,8 +7,18 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import attrs
+
 from wanstore._files import files_below, hash_file
-from wanstore.manifest import MANIFEST_NAME, ConversionRecord, FileEntry, Manifest, SourceRecord, dump_manifest
+from wanstore.manifest import (
+    MANIFEST_NAME,
+    ConversionRecord,
+    FileEntry,
+    Manifest,
+    SourceRecord,
+    dump_manifest,
+    parse_manifest,
+)
 
 
 def manifest_of(folder: Path, name: str, recipe: str = "recipe", notes: Mapping[str, str] | None = None) -> Manifest:
@@ -29,6 +39,13 @@ def manifest_of(folder: Path, name: str, recipe: str = "recipe", notes: Mapping[
         versions={},
         notes=dict(notes or {}),
     )
+
+
+def with_unknown_key(manifest: Manifest) -> Manifest:
+    """`manifest` as a later wanstore may write it: with a key that this version does not know."""
+    later = attrs.evolve(manifest)
+    object.__setattr__(later, "_document", {**manifest.document, "of_a_later_version": {"numbers": [1, 2]}})
+    return parse_manifest(dump_manifest(later), "a made-up manifest", manifest.name)
 
 
 def seal_as_is(folder: Path, **notes: str) -> Manifest:

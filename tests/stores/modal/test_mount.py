@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -19,7 +20,7 @@ from tests.modal_loopback.views import OpenFilesError, View
 from tests.modal_loopback.volumes import Volume, Volumes
 from tests.snapshots.gvisor import Sandbox, why_not
 from wanstore.errors import BusyError, NotFoundError, NotSupportedError
-from wanstore.interfaces import Listing
+from wanstore.interfaces import Listing, WeightStore
 from wanstore.stores import local
 from wanstore.stores.modal._lease import Lease
 from wanstore.stores.modal._mount import MountedStore
@@ -47,6 +48,13 @@ class Container:
 
     def store(self, lease: Callable[[str, str], Lease] | None = None) -> MountedStore:
         return MountedStore("modal://models", self.view.folder, self, lease)
+
+
+class StandStill:
+    """A Volume that nobody else changes."""
+
+    def commit(self) -> None: ...
+    def reload(self) -> None: ...
 
 
 @pytest.fixture
@@ -80,6 +88,11 @@ class TestMountedStore(WeightStoreTests):
     @pytest.fixture
     def store(self, container: Callable[[], Container], swap: bool) -> MountedStore:
         return container().store()
+
+    def opener(self, store: WeightStore) -> Callable[[], WeightStore]:
+        """The other process is in the same container: it has the same view."""
+        assert isinstance(store, MountedStore)
+        return partial(MountedStore, store.url, store._local.root, StandStill(), None)
 
 
 class TestTwoContainers:
@@ -249,7 +262,7 @@ class TestReplacingWithoutASwap:
 import json, sys
 from pathlib import Path
 from wanstore.errors import NotSupportedError
-from wanstore.interfaces import Listing
+from wanstore.interfaces import Listing, WeightStore
 from wanstore.stores._atomic_swap import check_swap
 from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing.stores import put

@@ -35,7 +35,7 @@ from wanstore.stores.modal._lease import current_holder
 from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing import WeightStoreTests
 from wanstore.testing.manifests import manifest_of
-from wanstore.testing.stores import FILES, fill, put
+from wanstore.testing.stores import FILES, fill, overwrite, put
 
 URL = "modal://models/wan"
 BIG = os.urandom(9 << 20)  # two blocks of a version 2 Volume, a blob of a version 1
@@ -74,17 +74,22 @@ class TestModalVolumeStore(WeightStoreTests):
         control.volumes.create("models", version)
         return ModalVolumeStore(URL, client=client)
 
-    def stored_folder(self, store: WeightStore, name: str) -> Path:
-        return self.control.volumes.folder("models") / "wan" / name
+    def damage(self, store: WeightStore, name: str, path: str, data: bytes | None) -> None:
+        overwrite(self.control.volumes.folder("models") / "wan" / name / path, data)
+
+    def stored_bytes(self, store: WeightStore, tmp_path: Path) -> int:
+        """Without the blocks, which Modal itself drops in its own time."""
+        return super().stored_bytes(store, self.control.volumes.folder("models"))
 
 
 class TestMountedModalVolumeStore(WeightStoreTests):
     """The same in a container."""
 
     @pytest.fixture
-    def store(self, control: ControlPlane, client: Any) -> ModalVolumeStore:
+    def store(self, control: ControlPlane, client: Any, monkeypatch: pytest.MonkeyPatch) -> ModalVolumeStore:
         mount = control.volumes.create("models").folder
-        return ModalVolumeStore("modal://models", mount=mount, client=client)
+        monkeypatch.setenv("WANSTORE_MODAL_MOUNTS", f"models={mount}")
+        return ModalVolumeStore("modal://models", client=client)
 
 
 class TestFromOutside:
