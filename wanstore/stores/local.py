@@ -33,7 +33,7 @@ from wanstore.stores._atomic_swap import check_swap, swap
 from wanstore.stores._folder import check_against, has_manifest, verify_folder
 from wanstore.stores._names import check_name
 
-_log = logging.getLogger("wanstore")
+_LOG = logging.getLogger("wanstore")
 
 _KEY_MAX_BYTES = 4096
 _LOCK_WAIT_SECONDS = 2.0
@@ -125,7 +125,7 @@ class LocalStore(WeightStore):
                 sync(self.root)
             remove_tree(grave)
             if grave.exists():
-                _log.warning("%s: what is left of it in %s is removed by the next setup", name, grave)
+                _LOG.warning("%s: what is left of it in %s is removed by the next setup", name, grave)
 
     def sweep(self) -> None:
         if self._own.is_dir():
@@ -247,7 +247,7 @@ class _LocalStage:
         except FileNotFoundError:
             return False
         except (OSError, ValueError) as error:
-            _log.warning("%s: what an earlier run left there is damaged (%s): beginning anew", self.work, error)
+            _LOG.warning("%s: what an earlier run left there is damaged (%s): beginning anew", self.work, error)
             return False
 
     def seal(self, manifest: Manifest) -> None:
