@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ if os.geteuid() == 0:
     pytest.exit("wrong stores do not run as root", 1)
 
 
-def store_suite(wrong: type) -> type:
+def store_suite(wrong: Any) -> type:
     from wanstore.testing import WeightStoreTests
 
     class Suite(WeightStoreTests):
@@ -34,13 +35,29 @@ def store_suite(wrong: type) -> type:
     return Suite
 
 
-def suites(kind: str) -> dict[str, type]:
-    """The suite of each wrong backend, by the name of its class."""
-    from tests.testing import wrong_stores
+def converter_suite(wrong: Any) -> type:
+    from wanstore.testing import ConverterTests
 
-    modules: dict[str, tuple[Any, Callable[[type], type]]] = {"stores": (wrong_stores, store_suite)}
-    module, suite_of = modules[kind]
-    return {f"Test{wrong.__name__}": suite_of(wrong) for wrong in module.WRONG}
+    class Suite(ConverterTests):
+        @pytest.fixture
+        def converter(self) -> Any:
+            return wrong()
+
+    return Suite
 
 
-globals().update(suites(os.environ["WANSTORE_WRONG"]))
+def benchmarker_suite(wrong: Any) -> type:
+    from wanstore.testing import BenchmarkerTests
+
+    class Suite(BenchmarkerTests):
+        @pytest.fixture
+        def benchmarker(self) -> Any:
+            return wrong()
+
+    return Suite
+
+
+KIND = os.environ["WANSTORE_WRONG"]
+SUITE_OF = {"stores": store_suite, "converters": converter_suite, "benchmarkers": benchmarker_suite}[KIND]
+for one in import_module(f"tests.testing.wrong_{KIND}").WRONG:
+    globals()[f"Test{one.__name__}"] = SUITE_OF(one)

@@ -15,16 +15,21 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.testing import wrong_stores
+from tests.testing import wrong_benchmarkers, wrong_converters, wrong_stores
+from tests.testing.quick_benchmarker import QuickBenchmarker
 from tests.testing.zip_store import ZipStore, read_zip, write_zip
 from wanstore.interfaces import WeightStore
-from wanstore.testing import WeightStoreTests
+from wanstore.testing import BenchmarkerTests, WeightStoreTests
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65534
 READS_ALL = "-all,+dac_read_search"
 """The one capability that is kept: the interpreter may lie where only root can read. It changes nothing."""
-WRONG: dict[str, Any] = {"stores": wrong_stores.WRONG}
+WRONG: dict[str, list[Any]] = {
+    "stores": wrong_stores.WRONG,
+    "converters": wrong_converters.WRONG,
+    "benchmarkers": wrong_benchmarkers.WRONG,
+}
 
 
 class TestZipStore(WeightStoreTests):
@@ -47,6 +52,14 @@ class TestZipStore(WeightStoreTests):
     def stored_bytes(self, store: WeightStore, tmp_path: Path) -> int:
         assert isinstance(store, ZipStore)
         return super().stored_bytes(store, store.root / "objects")
+
+
+class TestQuickBenchmarker(BenchmarkerTests):
+    """One whose report is its own passes the suite."""
+
+    @pytest.fixture
+    def benchmarker(self) -> QuickBenchmarker:
+        return QuickBenchmarker()
 
 
 def run_without_privileges(tests: list[str], kind: str) -> tuple[dict[str, str], str]:

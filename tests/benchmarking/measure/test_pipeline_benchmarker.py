@@ -20,10 +20,19 @@ from wanstore.benchmarking.rows import Round
 from wanstore.interfaces import Quiet
 from wanstore.memory import _schedule as schedules
 from wanstore.presets import Preset
+from wanstore.testing import BenchmarkerTests
 
 PRESET = Preset("tiny", width=32, height=32, frames=5, steps=4)
 ABSURD = attrs.evolve(PRESET, name="absurd", width=16_000_000, height=16_000_000)
 """Its latents alone would take petabytes: no machine has them, however it overcommits."""
+
+
+class TestPipelineBenchmarker(BenchmarkerTests):
+    """Everything that any benchmarker must do."""
+
+    @pytest.fixture
+    def benchmarker(self, pipe: Any) -> PipelineBenchmarker:
+        return PipelineBenchmarker(pipe)
 
 
 def test_rounds_count_and_warm_ups_do_not(pipe: Any) -> None:

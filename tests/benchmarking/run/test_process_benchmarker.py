@@ -17,6 +17,7 @@ from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.benchmarking.run._process_benchmarker import ALL, ProcessBenchmarker, step_weight
 from wanstore.errors import AccessError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.presets import PRESETS, Preset
+from wanstore.testing import BenchmarkerTests
 
 FLOAT32 = {"vae": "float32"}
 """A CPU takes eight times as long to decode in float16."""
@@ -59,6 +60,15 @@ def described_once(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine is asked what it is once for all runs of a test: it takes a process."""
     machine = ProcessBenchmarker(sealed, "cpu")._describe()
     monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: machine)
+
+
+@pytest.mark.slow
+class TestProcessBenchmarker(BenchmarkerTests):
+    """Everything that any benchmarker must do, a process for each preset: it takes a minute."""
+
+    @pytest.fixture
+    def benchmarker(self, sealed: Path, described_once: None) -> ProcessBenchmarker:
+        return ProcessBenchmarker(sealed, "cpu", warmup=0, dtype=FLOAT32)
 
 
 def workers() -> Sequence[psutil.Process]:
