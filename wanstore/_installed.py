@@ -30,14 +30,12 @@ def make_backend(
     name: str,
     built_in: Mapping[str, str],
     make: Callable[[Any], object],
-    *,
-    wanted: str | None = None,
 ) -> T:
     """What `make` gets from the object that is registered as `name` in the entry-point group of its `kind`.
 
     `built_in` gives wanstore's own by name: on Modal it is often mere source files, which have no entry points.
-    Raises `NotSupportedError` in one line, with the entry point and its package, if there is none or it is broken;
-    `wanted` says what was looked for. What the backend itself raises as a `WanstoreError` passes.
+    Raises `NotSupportedError` in one line, with the entry point and its package, if there is none or it is broken.
+    What the backend itself raises as a `WanstoreError` passes.
     """
     group = f"wanstore.{kind}s"
     if name in built_in:
@@ -45,9 +43,10 @@ def make_backend(
     else:
         found = entry_points(group=group)
         if name not in found.names:
-            known = ", ".join(sorted({*built_in, *found.names}))
+            mark = "://" if kind == "store" else ""
+            known = ", ".join(f"{one}{mark}" for one in sorted({*built_in, *found.names}))
             raise NotSupportedError(
-                f"There is no {wanted or f'{kind} {name!r}'}", f"Install a package that adds it, or use one of: {known}"
+                f"There is no {kind} {name}{mark}", f"Install a package that adds it, or use one of: {known}"
             )
         entry = found[name]
     package = f"the package {entry.dist.name}" if entry.dist else "wanstore"

@@ -131,7 +131,8 @@ def _run_installed(
     given = {key: how[key] for key in how if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
     check_page(out)
     folder = open_store_at(store_url).local_path(name)
-    found = make_backend(Benchmarker, "benchmarker", benchmarker, {}, lambda make: make(folder, **given))
+    own = {_OWN: "wanstore.benchmarking.run:ProcessBenchmarker"}
+    found = make_backend(Benchmarker, "benchmarker", benchmarker, own, lambda make: make(folder, **given))
     return found.run(presets, progress=progress)
 
 

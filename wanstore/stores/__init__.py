@@ -18,11 +18,5 @@ def open_store(url: str | Path) -> WeightStore:
     """
     text = str(url)
     scheme, separator, _ = text.partition("://")
-    return make_backend(
-        WeightStore,
-        "store",
-        scheme if separator else "file",
-        _BUILT_IN,
-        lambda backend: backend(text),
-        wanted=f"store for {scheme}:// addresses",
-    )
+    name = scheme if separator else "file"
+    return make_backend(WeightStore, "store", name, _BUILT_IN, lambda backend: backend(text))
