@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 import wanstore
 from wanstore.cli import main
-from wanstore.interfaces import Converter, WeightStore
+from wanstore.interfaces import Benchmarker, Converter, WeightStore
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -125,7 +125,10 @@ def test_examples_import_nothing_private(program: Path) -> None:
     assert [part for part in imports if re.search(r"(^|[. ])_", " ".join(part))] == []
 
 
-@pytest.mark.parametrize(("group", "interface"), [("wanstore.stores", WeightStore), ("wanstore.converters", Converter)])
+@pytest.mark.parametrize(
+    ("group", "interface"),
+    [("wanstore.stores", WeightStore), ("wanstore.converters", Converter), ("wanstore.benchmarkers", Benchmarker)],
+)
 def test_entry_points_resolve_to_their_interface(group: str, interface: type) -> None:
     """Each built-in backend can be imported by its entry point and is what the group promises."""
     entries = project()["entry-points"][group]

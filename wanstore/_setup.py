@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from importlib.metadata import entry_points
+from collections.abc import Mapping
 from pathlib import Path
 
 from wanstore._files import files_below
+from wanstore._installed import make_backend
 from wanstore._json import digest_of, read_json
 from wanstore.errors import (
     AlreadyExistsError,
@@ -21,9 +22,6 @@ from wanstore.errors import (
 )
 from wanstore.interfaces import ConversionPlan, Converter, Progress, Source, Stage, WeightStore
 from wanstore.manifest import Manifest, SourceRecord
-
-_CONVERTERS = "wanstore.converters"
-"""Entry-point group of converters: the name is what `setup(converter=...)` takes, the object makes one."""
 
 
 def open_source(
@@ -44,16 +42,15 @@ def open_source(
     return HubSource(source, revision, keep=keep, progress=progress)
 
 
-def make_converter(name: str) -> Converter:
-    """The converter registered as `name` in the entry-point group `wanstore.converters`."""
-    if name == "fp16":
-        from wanstore.conversion.fp16 import Fp16Converter
-
-        return Fp16Converter()
-    for entry in entry_points(group=_CONVERTERS, name=name):
-        converter: Converter = entry.load()()
-        return converter
-    raise NotSupportedError(f"There is no converter {name!r}", "Install a package that adds it, or use fp16")
+def make_converter(name: str, options: Mapping[str, str] | None = None) -> Converter:
+    """The converter that is registered as `name`, made with `options`. Raises `NotSupportedError`."""
+    return make_backend(
+        Converter,
+        "converter",
+        name,
+        {"fp16": "wanstore.conversion.fp16:Fp16Converter"},
+        lambda converter: converter(**(options or {})),
+    )
 
 
 def recipe_of(source: SourceRecord, converter: Converter) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from wanstore._installed import versions
 from wanstore._setup import (
     check_fits_models,
     check_free_space,
@@ -17,7 +18,6 @@ from wanstore._setup import (
     open_source,
     recipe_of,
 )
-from wanstore._versions import versions
 from wanstore.choices import AttentionBackend, ComponentName, DtypeName, MemoryMode, WeightsMode
 from wanstore.errors import NotSupportedError, WanstoreError
 from wanstore.interfaces import Converter, Progress, Quiet, WeightStore

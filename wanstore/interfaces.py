@@ -1,7 +1,15 @@
 """The three abstract interfaces of wanstore: `WeightStore`, `Converter` and `Benchmarker`, and the types that they use.
 
-To add a backend, subclass one of them and register it as an entry point: in `wanstore.stores`, where the name is the
-URL scheme, or in `wanstore.converters`. Then prove it with the conformance suite in `wanstore.testing`.
+To add a backend, subclass one of them and register it as an entry point. What is registered, a class or a function, is
+called with:
+
+| group | arguments | asked for by |
+| --- | --- | --- |
+| `wanstore.stores` | the URL; the entry point's name is its scheme | `open_store(URL)`, `--store URL` |
+| `wanstore.converters` | options, as keywords whose values are strings | `--converter NAME --converter-option K=V` |
+| `wanstore.benchmarkers` | the pipeline's folder, and keywords: see `Benchmarker` | `--benchmarker NAME` |
+
+Then prove it with the conformance suite in `wanstore.testing`.
 """
 
 from __future__ import annotations
@@ -315,12 +323,24 @@ class Report(Protocol):
         """The preset that degraded mode falls back to; None if none qualifies."""
 
     def to_json(self) -> str:
-        """The whole report as a JSON document."""
+        """The whole report as a JSON object.
+
+        It has `safe_preset`, and `rows`: one for each preset that was measured, in order. A row has at least `preset`,
+        an object with its `name`, and `status`, which is `ok` or says how it failed; `reason` says more. Any other keys
+        are the benchmarker's own. `wanstore bench` shows those that are numbers or text as columns.
+        """
 
 
 class Benchmarker(ABC):
-    """Measures what presets cost."""
+    """Measures what presets cost.
+
+    `wanstore bench --benchmarker NAME` calls what is registered in the group `wanstore.benchmarkers` with the local
+    folder of the sealed pipeline, a `Path`. Options of the command that were given come as keywords, by the names and
+    types that `wanstore.bench` has for them: `device`, `rounds`, `warmup`, `steps`, `memory_gib`, `dtype`, `memory`,
+    `attention`, `timeout_seconds`, `keep_clips`, `reference`, `fresh`. It need not take them: whoever gives one that it
+    does not take gets an error.
+    """
 
     @abstractmethod
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> Report:
-        """Measure each preset. A preset that fails is a row of the report, not an error."""
+        """Measure each preset, in order. A preset that fails is a row of the report, not an error."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from wanstore.cli._options import (
     FilledPath,
@@ -18,20 +19,27 @@ from wanstore.cli._options import (
     dtype_option,
     json_option,
     memory_option,
+    open_store_at,
     print_json,
     resize,
     store_option,
 )
-from wanstore.errors import NotFoundError, WanstoreError, without_secrets
+from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError, without_secrets
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.report import BenchmarkReport
+    from wanstore.interfaces import Progress, Report
     from wanstore.presets import Preset
+
+_OWN = "process"
+"""wanstore's own benchmarker."""
 
 
 @click.command()
 @click.argument("name")
 @store_option
+@click.option("--benchmarker", default=_OWN, show_default=True,
+              help="process, each preset in its own, or the name of an installed benchmarker.")  # fmt: skip
 @click.option("--presets", "wanted", help="Preset names, separated by commas.  [default: all]")
 @click.option("--presets-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="A TOML file with presets that add to wanstore's, or change them.")  # fmt: skip
@@ -61,9 +69,9 @@ if TYPE_CHECKING:
               help="A folder of clips kept by an earlier run to compare with.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure again what a stopped run has measured.")
 @json_option
-def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | None, steps: Sequence[str],
-          size: str | None, frames: int | None, out: Path, compare: Path | None, as_json: bool,
-          **how: Any) -> None:  # fmt: skip
+def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, presets_file: Path | None,
+          steps: Sequence[str], size: str | None, frames: int | None, out: Path, compare: Path | None,
+          as_json: bool, **how: Any) -> None:  # fmt: skip
     """Measure what each preset costs, and which one is safe.
 
     Prints a table, and writes a page with charts and the same figures as JSON. Each preset runs in its own process.
@@ -80,21 +88,67 @@ def bench(name: str, store_url: str, wanted: str | None, presets_file: Path | No
 
     if out.suffix == ".json":
         raise click.BadParameter(f"{str(out)!r} is where the page's JSON goes; name the page", param_hint="--out")
+    if compare and benchmarker != _OWN:
+        raise click.UsageError(f"--compare reads reports of the benchmarker {_OWN}")
     old = BenchmarkReport.from_json(compare.read_bytes(), str(compare)) if compare else None
     presets = [resize(preset, size=size, frames=frames) for preset in _chosen(wanted, presets_file)]
+    how["steps"] = _steps(steps, presets)
+    report: Report
     with TerminalProgress(quiet=as_json) as progress:
-        report = run_bench(
-            name, store=store_url, presets=presets, steps=_steps(steps, presets), report=out,
-            command=without_secrets(shlex.join(["wanstore", *sys.argv[1:]])), progress=progress, **how,
-        )  # fmt: skip
-    if report.rows:
-        _write(report, old, out, as_json)
-    if len(report.rows) < len(presets):
-        kept = f"{len(report.rows)} of {len(presets)} presets are measured and kept"
+        if benchmarker == _OWN:
+            command = without_secrets(shlex.join(["wanstore", *sys.argv[1:]]))
+            report = run_bench(
+                name, store=store_url, presets=presets, report=out, command=command, progress=progress, **how
+            )
+        else:
+            report = _run_installed(benchmarker, name, store_url, presets, out, how, progress)
+    document = _document_of(report, benchmarker)
+    if document["rows"]:
+        _write(report, document, old, out, as_json)
+    if len(document["rows"]) < len(presets):
+        kept = f"{len(document['rows'])} of {len(presets)} presets are measured and kept"
         click.echo(f"wanstore: Interrupted: {kept}. Run the same command again to measure the rest.", err=True)
         sys.exit(1)
-    if not any(row.worked for row in report.rows):
+    if not any(row["status"] == "ok" for row in document["rows"]):
         raise WanstoreError("No preset worked", f"See each preset's reason in {out}")
+
+
+def _run_installed(
+    benchmarker: str,
+    name: str,
+    store_url: str,
+    presets: Sequence[Preset],
+    out: Path,
+    how: Mapping[str, Any],
+    progress: Progress,
+) -> Report:
+    """The report of a benchmarker that another package registers, made with the options that were given."""
+    from wanstore._installed import make_backend
+    from wanstore.benchmarking._outputs import check_page
+    from wanstore.interfaces import Benchmarker
+
+    context = click.get_current_context()
+    given = {key: how[key] for key in how if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
+    check_page(out)
+    folder = open_store_at(store_url).local_path(name)
+    own = {_OWN: "wanstore.benchmarking.run:ProcessBenchmarker"}
+    found = make_backend(Benchmarker, "benchmarker", benchmarker, own, lambda make: make(folder, **given))
+    return found.run(presets, progress=progress)
+
+
+def _document_of(report: Report, benchmarker: str) -> dict[str, Any]:
+    """The report's JSON. Raises `NotSupportedError` if it lacks what every report has."""
+    try:
+        document: dict[str, Any] = json.loads(report.to_json())
+        for row in document["rows"]:
+            row["preset"]["name"], row["status"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise NotSupportedError(
+            f"The report of the benchmarker {benchmarker!r} lacks its rows, or a row its preset's name and status"
+            f" ({type(error).__name__}: {error})",
+            "Report it to its authors",
+        ) from error
+    return document
 
 
 def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
@@ -127,18 +181,50 @@ def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, in
     return found
 
 
-def _write(report: BenchmarkReport, old: BenchmarkReport | None, out: Path, as_json: bool) -> None:
+def _write(report: Report, document: dict[str, Any], old: BenchmarkReport | None, out: Path, as_json: bool) -> None:
+    """Write what there is to write, and print it. Only wanstore's own reports have a page, and can be compared."""
     from wanstore.benchmarking.compare import compare
     from wanstore.benchmarking.page import table_of, write
+    from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.cli._terminal import show, text_table
 
-    write(report, out)
-    compared = compare(old, report) if old else None
+    compared = None
+    if isinstance(report, BenchmarkReport):
+        write(report, out)
+        compared = compare(old, report) if old else None
+        written = f"{out} and {out.with_suffix('.json')} are written"
+        title, columns, rows = table_of(report)
+    else:
+        out.with_suffix(".json").write_text(report.to_json())
+        written = f"{out.with_suffix('.json')} is written"
+        title, columns, rows = _table_of_any(document)
     if as_json:
-        print_json(json.loads(report.to_json()) | ({"comparison": compared.to_json()} if compared else {}))
+        print_json(document | ({"comparison": compared.to_json()} if compared else {}))
         return
-    title, columns, rows = table_of(report)
     show(text_table(columns, rows, title=title))
     for line in compared.lines() if compared else ():
         click.echo(line)
-    click.echo(f"{out} and {out.with_suffix('.json')} are written")
+    click.echo(written)
+
+
+def _table_of_any(document: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """The table of a report of any benchmarker: each row's result, and whatever single figures it has."""
+    rows = document["rows"]
+    plain = {key for row in rows for key, value in row.items() if isinstance(value, int | float | str)}
+    figures = [key for key in dict.fromkeys(key for row in rows for key in row) if key in plain - {"status", "reason"}]
+    cells = [
+        [
+            row["preset"]["name"],
+            f"{row['status']}: {row['reason']}" if row.get("reason") else row["status"],
+            *(_cell(row.get(figure)) for figure in figures),
+            "safe preset" if row["preset"]["name"] == document.get("safe_preset") else "",
+        ]
+        for row in rows
+    ]
+    return "", ["preset", "result", *(f"#{figure}" for figure in figures), ""], cells
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value) if isinstance(value, int | str) else "–"

@@ -18,6 +18,7 @@ from wanstore.cli._options import (
     dtype_option,
     filled,
     json_option,
+    key_values,
     memory_option,
     open_store_at,
     preset_option,
@@ -55,12 +56,15 @@ def main() -> None:
 @click.option("--name", default="wan2.1-fp16", show_default=True, help="The pipeline's name in the store.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repo.  [default: main]")
 @click.option("--replace", is_flag=True, help="Replace a stored pipeline of that name in one step.")
-@click.option("--overflow", type=click.Choice(["refuse", "clamp"]), default="refuse", show_default=True,
-              help="What to do with values beyond 65504, which float16 cannot hold.")  # fmt: skip
+@click.option("--converter", "converter_name", default="fp16", show_default=True,
+              help="fp16, or the name of an installed converter.")  # fmt: skip
+@click.option("--converter-option", "converter_options", multiple=True, metavar="NAME=VALUE", callback=key_values,
+              help="An option of the converter, such as overflow=clamp of fp16. May be repeated.")  # fmt: skip
 @click.option("--keep-source", type=FilledPath(path_type=Path, file_okay=False),
               help="Keep the downloaded source in this folder.")  # fmt: skip
 @json_option
-def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, **options: Any) -> None:
+def setup(source: str, store_url: str, name: str, as_json: bool, converter_name: str,
+          converter_options: dict[str, str], **options: Any) -> None:  # fmt: skip
     """Download SOURCE, convert it to float16 and store it.
 
     SOURCE is a Hub repo in the Diffusers layout, or a folder of that layout. An interrupted run resumes when you
@@ -71,11 +75,11 @@ def setup(source: str, store_url: str, name: str, as_json: bool, overflow: Any, 
       wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
     """
     from wanstore._json import to_json
+    from wanstore._setup import make_converter
     from wanstore.api import setup as run_setup
     from wanstore.cli._terminal import TerminalProgress, human_bytes
-    from wanstore.conversion.fp16 import Fp16Converter
 
-    converter = Fp16Converter(overflow=overflow)
+    converter = make_converter(converter_name, converter_options)
     with TerminalProgress(quiet=as_json) as progress:
         manifest = run_setup(source, store_url, name=name, converter=converter, progress=progress, **options)
     if as_json:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wanstore._error_translation import first_line
-from wanstore._versions import versions
+from wanstore._installed import versions
 from wanstore.benchmarking.measure._ceilings import Ceilings, measure_ceilings
 from wanstore.building._dtypes import check_dtypes
 from wanstore.errors import AccessError

@@ -85,11 +85,16 @@ def memory_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--memory", type=choice, default="auto", show_default=True, help=text)(function)
 
 
-def _by_component(_context: click.Context, _parameter: click.Parameter, options: Sequence[str]) -> dict[str, str]:
+def key_values(_context: click.Context, parameter: click.Parameter, options: Sequence[str]) -> dict[str, str]:
+    """A callback for a repeated option of the form that its metavar shows, such as NAME=VALUE."""
     for option in options:
-        if "=" not in option:
-            raise click.BadParameter(f"{option!r} is not COMPONENT=DTYPE")
-    dtypes = dict(option.split("=", 1) for option in options)
+        if not option.partition("=")[0].isidentifier() or "=" not in option:
+            raise click.BadParameter(f"{option!r} is not {parameter.metavar}")
+    return dict(option.split("=", 1) for option in options)
+
+
+def _by_component(context: click.Context, parameter: click.Parameter, options: Sequence[str]) -> dict[str, str]:
+    dtypes = key_values(context, parameter, options)
     if dtypes:
         from wanstore.building._dtypes import check_dtypes
 

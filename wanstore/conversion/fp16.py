@@ -27,7 +27,7 @@ from wanstore.conversion._copies import check_copies
 from wanstore.conversion._journal import Journal
 from wanstore.conversion._plan import make_plan
 from wanstore.conversion._stream import WrittenShard, convert_shard
-from wanstore.errors import ConversionRefusedError
+from wanstore.errors import ConversionRefusedError, NotSupportedError
 from wanstore.interfaces import ConversionPlan, Converted, Converter, OutputShard, Progress, Quiet, Source
 from wanstore.manifest import (
     CONVERSION_NAME,
@@ -52,6 +52,8 @@ class Fp16Converter(Converter):
     version = 1
 
     def __init__(self, *, overflow: Literal["refuse", "clamp"] = "refuse") -> None:
+        if overflow not in ("refuse", "clamp"):  # it may come from the command line
+            raise NotSupportedError(f"The fp16 converter has no overflow={overflow!r}", "Use refuse or clamp")
         self._overflow = overflow
 
     @property
@@ -147,7 +149,7 @@ def _refuse_unfit(shards: Sequence[WrittenShard], *, clamp: bool) -> None:
     if beyond and not clamp:
         raise ConversionRefusedError(
             f"Values beyond 65504, which float16 cannot hold, in {_listed(beyond)}",
-            "To store them as 65504 and have it recorded, set the overflow policy to clamp",
+            "To store them as 65504 and have it recorded, use the converter's option overflow=clamp",
         )
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.metadata import EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 import wanstore
 from tests.modal_loopback import ControlPlane
+from wanstore import _installed
 from wanstore.errors import (
     AccessError,
     AlreadyExistsError,
@@ -411,7 +413,7 @@ class TestInAContainer:
 
     def test_it_opens_from_mere_source_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Sources that are added to an image have no metadata, so no entry points."""
-        monkeypatch.setattr(wanstore.stores, "entry_points", lambda **_: ())
+        monkeypatch.setattr(_installed, "entry_points", lambda **_: EntryPoints())
         assert isinstance(wanstore.open_store("modal://models"), ModalVolumeStore)
 
     def test_containers_are_told_apart_and_a_retry_is_its_own_successor(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from wanstore._error_translation import first_line, lacks_memory
-from wanstore._versions import versions
+from wanstore._installed import versions
 from wanstore.benchmarking.measure._clip import Watch, measure_clip, watch_memory
 from wanstore.benchmarking.measure._nvml import driver_version
 from wanstore.benchmarking.measure._reference_clips import open_clip, save_clip
