@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sys
@@ -44,6 +45,11 @@ def races(  # noqa: C901  a table of pairs, and the small steps that it is made 
     def create(store: LocalStore) -> None:
         put(store, 0, replace=False)
 
+    def come_and_go(store: LocalStore) -> None:
+        time.sleep(random.uniform(0, 0.3))  # noqa: S311  long enough to be met, and to be lost in the midst
+        delete(store)
+        create(store)
+
     def verify(store: LocalStore) -> None:
         report = store.verify("w")
         assert report.ok, f"NOT whole: {report}"
@@ -60,8 +66,8 @@ def races(  # noqa: C901  a table of pairs, and the small steps that it is made 
         ("verify beside replace", verify, (), [(replace, ())]),
         ("load beside replace", load, (ChangedError,), [(replace, ())]),
         ("list beside replace", show, (), [(replace, ())]),
-        ("verify beside delete and setup", verify, gone, [(delete, gone), (create, taken)]),
-        ("load beside delete and setup", load, (ChangedError, *gone), [(delete, gone), (create, taken)]),
+        ("verify beside delete and setup", verify, gone, [(come_and_go, ())]),
+        ("load beside delete and setup", load, (ChangedError, *gone), [(come_and_go, ())]),
         ("list beside delete and setup", show, (), [(delete, gone), (create, taken)]),
         ("delete beside setup", delete, gone, [(create, taken)]),
         ("delete beside delete", delete, gone, [(delete, gone), (create, taken)]),
