@@ -46,7 +46,7 @@ def races(  # noqa: C901  a table of pairs, and the small steps that it is made 
         put(store, 0, replace=False)
 
     def come_and_go(store: LocalStore) -> None:
-        time.sleep(random.uniform(0, 0.3))  # noqa: S311  long enough to be met, and to be lost in the midst
+        time.sleep(random.uniform(0, 0.3))  # long enough to be met, and to be lost in the midst
         delete(store)
         create(store)
 
