@@ -96,13 +96,13 @@ def check_fits_models(plan: ConversionPlan) -> None:
     from wanstore.building._skeleton import expected_tensors
 
     for component, config in plan.configs.items():
-        try:
-            wanted = expected_tensors(component, config)
-        except DamagedError as error:
-            raise SourceError(error.what, "Fetch the source again") from error
         held = {
             t.name: (t.shape, s.source_path, t.dtype) for s in plan.shards if s.component == component for t in s.reads
         }
+        try:
+            wanted = expected_tensors(component, config, len(held))
+        except DamagedError as error:
+            raise SourceError(error.what, "Fetch the source again") from error
         for name in sorted(wanted.keys() | held.keys()):
             if name not in held:
                 raise SourceError(f"{component}: tensor {name} is missing", "Fetch the source again")
@@ -131,7 +131,8 @@ def check_staged(folder: Path, converter: Converter) -> None:
         with open_weights(folder) as weights:
             for component, files in weights.items():
                 config = read_json(folder / component / "config.json")
-                check_fit(folder, component, files, expected_tensors(component, config))
+                held = sum(len(file.tensors) for file in files)
+                check_fit(folder, component, files, expected_tensors(component, config, held))
                 for file in files:
                     for tensor in file.tensors:
                         if tensor.dtype != "F16":

@@ -107,6 +107,18 @@ def test_a_value_of_another_type_or_size_is_refused_before_anything_is_built(
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("component", "key"), [("transformer", "num_layers"), ("text_encoder", "num_layers"), ("vae", "num_res_blocks")]
+)
+def test_more_layers_than_the_files_hold_tensors_are_refused_before_anything_is_built(
+    component: str, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has one at least."""
+    monkeypatch.setattr(torch.nn.Module, "__init__", lambda *_: pytest.fail("a layer was built"))
+    with pytest.raises(DamagedError, match=rf"{key} is 60, and its files hold 59 tensors"):
+        build_skeleton(component, {**CONFIGS[component], key: 60}, "", tensors=59)
+
+
 def test_a_scheduler_of_a_million_steps_is_refused() -> None:
     """Its tables would be computed when it is built."""
     with pytest.raises(ValueError, match="num_train_timesteps is 1000000000, 100000 at most"):

@@ -16,6 +16,8 @@ _MAX = {
     "rope_max_seq_len": 16_384, "pos_embed_seq_len": 4096, "num_train_timesteps": 100_000,
 }  # fmt: skip
 """Eight times the largest Wan 2.1 and more. Each unit of these costs time or memory before a tensor is read."""
+_DEPTHS = ("num_layers", "num_res_blocks")
+"""A layer or a block has a tensor at least. The text encoder's `num_decoder_layers` are never built."""
 _MAX_SIZE = 1 << 20
 _MAX_NUMBER = 1e9
 _MAX_ITEMS = {"dim_mult": 16, "temperal_downsample": 16, "attn_scales": 16, "trained_betas": 100_000}
@@ -29,9 +31,10 @@ _INERT = {
 """Published keys that no class takes and that no code acts on, or only as on a number: they show up in `.config`."""
 
 
-def known_config(config: Mapping[str, Any], takes: Callable[..., Any]) -> dict[str, Any]:
+def known_config(config: Mapping[str, Any], takes: Callable[..., Any], tensors: int | None = None) -> dict[str, Any]:
     """The part of `config` that `takes`, a class or its constructor, has arguments for; the rest is left out.
 
+    With the number of `tensors` in the component's files, it may not describe more layers than these.
     Raises `ValueError` naming the key when a value is of another type than the argument's default, or out of bounds.
     """
     defaults = {name: argument.default for name, argument in inspect.signature(takes).parameters.items()}
@@ -43,6 +46,8 @@ def known_config(config: Mapping[str, Any], takes: Callable[..., Any]) -> dict[s
         if isinstance(value, dict) and default is None:  # labels of classifiers, nested configs: nothing that Wan has
             continue
         _check(key, value, default if default is not inspect.Parameter.empty else None)
+        if key in _DEPTHS and tensors is not None and value is not None and value > tensors:
+            raise ValueError(f"{key} is {value}, and its files hold {tensors} tensors")
         known[key] = value
     return known
 

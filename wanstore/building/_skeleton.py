@@ -26,12 +26,15 @@ _CLASSES: dict[str, Any] = {
 }
 
 
-def expected_tensors(component: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def expected_tensors(
+    component: str, config: Mapping[str, Any], tensors: int | None = None
+) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that the component's files must hold, given its config.json.
 
-    Raises `DamagedError` when the config describes no such model.
+    `tensors` is how many they hold: see `build_skeleton`. Raises `DamagedError` when the config describes no such
+    model.
     """
-    return wanted_tensors(build_skeleton(component, config, ""))
+    return wanted_tensors(build_skeleton(component, config, "", tensors=tensors))
 
 
 def wanted_tensors(model: Any) -> dict[str, tuple[int, ...]]:
@@ -40,17 +43,22 @@ def wanted_tensors(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in seconds}
 
 
-def build_skeleton(component: str, config: Mapping[str, Any], path: str, dtype: str = FLOAT16) -> Any:
+def build_skeleton(
+    component: str, config: Mapping[str, Any], path: str, dtype: str = FLOAT16, *, tensors: int | None = None
+) -> Any:
     """The component's model with its parameters on the meta device, its buffers real, and nothing in memory.
 
     It has all else that `from_pretrained` leaves on a model. `path` is the folder it is said to come from, `dtype`
-    what it computes in. Raises `DamagedError` when `config` describes no such model.
+    what it computes in. A config of more layers than the component's files hold `tensors` is refused before anything is
+    built. Raises `DamagedError` when `config` describes no such model.
     """
     try:
         if component == "text_encoder":
-            model = _build_umt5(config, path, getattr(torch, dtype))
+            model = _build_umt5(known_config(config, UMT5Config, tensors), path, getattr(torch, dtype))
         else:
-            model = _build_diffusers(_CLASSES[component], config, path, getattr(torch, dtype))
+            model_class = _CLASSES[component]
+            known = known_config(config, model_class, tensors)
+            model = _build_diffusers(model_class, known, path, getattr(torch, dtype))
         forget_values(model)
         return model.eval()
     except Exception as error:  # a broken config fails in as many ways as there are lines in a model's __init__
@@ -89,7 +97,7 @@ def move_buffers(model: Any, device: torch.device) -> None:
 
 
 def _build_umt5(config: Mapping[str, Any], path: str, dtype: torch.dtype) -> Any:
-    umt5 = UMT5Config.from_dict(known_config(config, UMT5Config))
+    umt5 = UMT5Config.from_dict(dict(config))
     umt5.dtype = dtype
     umt5._name_or_path = path  # before the model is built, which copies it
     with MetaParameters(dtype):
@@ -103,7 +111,7 @@ def _build_umt5(config: Mapping[str, Any], path: str, dtype: torch.dtype) -> Any
 
 def _build_diffusers(model_class: Any, config: Mapping[str, Any], path: str, dtype: torch.dtype) -> Any:
     with MetaParameters(dtype):
-        model = model_class.from_config(known_config(config, model_class))
+        model = model_class.from_config(config)
     model.register_to_config(_name_or_path=path)
     return model
 

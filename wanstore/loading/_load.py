@@ -106,7 +106,9 @@ def _skeletons(folder: Path, files: Weights, dtypes: Mapping[str, str], clock: P
         for component, group in files.items():
             path = folder / component
             config, dtype = read_json(path / "config.json"), dtypes.get(component, FLOAT16)
-            models[component] = build_skeleton(component, config, str(path), dtype)
+            models[component] = build_skeleton(
+                component, config, str(path), dtype, tensors=sum(len(file.tensors) for file in group)
+            )
             check_fit(folder, component, group, wanted_tensors(models[component]))
         return models
 

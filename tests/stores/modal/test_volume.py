@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import EntryPoints
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,7 @@ class TestFromOutside:
             with pytest.raises(BusyError), other.stage("w"):
                 pass
             monkeypatch.setattr(modal_lease, "RENEW_SECONDS", 1000.0)
+            time.sleep(1)  # a renewal that is under way ends: it would write over what follows
             entries = modal_client.import_modal().Dict.from_name(modal_lease.DICT_NAME, client=client)
             entries.put("models/wan/w", ("dead machine", "run", 0))
             with pytest.raises(BusyError):
@@ -318,6 +320,25 @@ class TestFromOutside:
         monkeypatch.setattr(RemoteVolume, "sizes", deleted_after)
         with pytest.raises(NotFoundError):
             store.verify("w")
+
+    def test_an_outage_after_the_last_step_is_no_error(
+        self, store: ModalVolumeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What was published or deleted is; the rest is cleared away by the next run."""
+        plain = RemoteVolume.remove
+
+        def manifests_only(volume: RemoteVolume, path: str) -> None:
+            if not path.endswith("wanstore.json"):
+                raise UnreachableError("Modal is down")
+            plain(volume, path)
+
+        put(store, "w", recipe="old")
+        with monkeypatch.context() as patch:
+            patch.setattr(RemoteVolume, "remove", manifests_only)
+            store.delete("w")
+        assert store.list() == Listing() and "it is done" in caplog.text
+        put(store, "w", recipe="new")
+        assert store.manifest("w").recipe == "new" and store.verify("w").ok
 
     def test_a_renamed_pipeline_is_not_fetched_again(self, control: ControlPlane, store: ModalVolumeStore) -> None:
         """The cache knows it by its digest, whatever its name was when it came."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,11 +25,13 @@ import attrs
 
 from wanstore._files import hash_file
 from wanstore._json import digest_of, to_json
-from wanstore.errors import AlreadyExistsError, DamagedError
+from wanstore.errors import AlreadyExistsError, DamagedError, WanstoreError
 from wanstore.interfaces import Progress
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal._client import RemoteVolume
+
+_LOG = logging.getLogger("wanstore")
 
 _BATCH_BYTES = 1 << 30
 """A finished batch is kept, so an upload resumes after its last whole batch."""
@@ -86,9 +89,18 @@ def check_free(volume: RemoteVolume, places: Places, replace: bool) -> None:
 
 def remove(volume: RemoteVolume, places: Places) -> None:
     """Remove a pipeline: its manifest first, so that no reader meets a part of it."""
-    _withdraw(volume, places)
-    volume.remove(places.uploads)
-    volume.remove(places.intent)
+    _note(volume, places, "")
+    volume.remove(places.manifest)
+    _clean_up(volume, places, places.folder, places.uploads, places.intent)
+
+
+def _clean_up(volume: RemoteVolume, places: Places, *paths: str) -> None:
+    """Remove what readers no longer see, the intent last. An error in it must not read as if nothing had changed."""
+    try:
+        for path in paths:
+            volume.remove(path)
+    except WanstoreError as error:
+        _LOG.warning("%s: it is done, and the next setup removes what is left on the Volume (%s)", places.name, error)
 
 
 def _withdraw(volume: RemoteVolume, places: Places) -> None:
@@ -135,8 +147,7 @@ class Upload:
         self._check_whole()
         self.still_ours()
         volume.put({places.manifest: dump_manifest(self.manifest)})
-        volume.remove(places.uploads)
-        volume.remove(places.intent)
+        _clean_up(volume, places, places.uploads, places.intent)
 
     def _send(self, folder: str, task: str) -> None:
         there = self.volume.sizes(folder)
