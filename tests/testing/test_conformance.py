@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,13 +15,11 @@ import pytest
 from tests.testing import wrong_benchmarkers, wrong_converters, wrong_stores
 from tests.testing.quick_benchmarker import QuickBenchmarker
 from tests.testing.zip_store import ZipStore, read_zip, write_zip
+from tests.unprivileged import can_drop_privileges, run_without_privileges_in
 from wanstore.interfaces import WeightStore
 from wanstore.testing import BenchmarkerTests, WeightStoreTests
 
 ROOT = Path(__file__).parents[2]
-NOBODY = 65534
-READS_ALL = "-all,+dac_read_search"
-"""The one capability that is kept: the interpreter may lie where only root can read. It changes nothing."""
 WRONG: dict[str, list[Any]] = {
     "stores": wrong_stores.WRONG,
     "converters": wrong_converters.WRONG,
@@ -72,17 +67,9 @@ def run_without_privileges(tests: list[str], kind: str) -> tuple[dict[str, str],
             sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-q",
             "-p", "no:cacheprovider", "--basetemp=tests", "--junitxml=outcomes.xml", *tests,
         ]  # fmt: skip
-        if os.geteuid() == 0:
-            if shutil.which("setpriv") is None:
-                pytest.skip("setpriv is not installed, and wrong stores do not run as root")
-            os.chown(folder, NOBODY, NOBODY)
-            command = [
-                "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs",
-                f"--inh-caps={READS_ALL}", f"--ambient-caps={READS_ALL}", f"--bounding-set={READS_ALL}", *command,
-            ]  # fmt: skip
-        own = {"HOME": folder, "TMPDIR": folder, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        environment = {**os.environ, **own, "WANSTORE_WRONG": kind}
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if not can_drop_privileges():
+            pytest.skip("setpriv is not installed, and wrong stores do not run as root")
+        run = run_without_privileges_in(Path(folder), command, {"WANSTORE_WRONG": kind})
         assert Path(folder, "outcomes.xml").exists(), run.stdout + run.stderr
         cases = ElementTree.parse(Path(folder, "outcomes.xml")).iter("testcase")
         ends = {case.attrib["classname"].rpartition(".Test")[2]: " ".join(part.tag for part in case) for case in cases}
