@@ -246,9 +246,27 @@ class Losing(Widening):
         shutil.rmtree(target / "tokenizer")
 
 
+class Straying(Widening):
+    """It leaves weights that no component opens, but others may."""
+
+    def spoil(self, target: Path) -> None:
+        save_file({"w": torch.zeros(1)}, target / "vae/diffusion_pytorch_model.fp32.safetensors")
+
+
+class Quantizing(Widening):
+    """Its config says so: wanstore leaves that out, and diffusers itself would act on it."""
+
+    def spoil(self, target: Path) -> None:
+        path = target / "transformer/config.json"
+        config = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "bitsandbytes"}}
+        path.write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("converter", "dtype", "reason"),
     [
+        (Straying, "fp16", r"vae/diffusion_pytorch_model\.fp32\.safetensors belongs to no component"),
+        (Quantizing, "fp16", r"transformer/config\.json describes quantized weights"),
         (Widening, "fp32", r"tensor \S+ is F32, not F16"),
         (Widening, "bf16", r"tensor \S+ is BF16, not F16"),
         (Emptying, "fp16", "vae"),
@@ -291,6 +309,26 @@ def test_a_source_that_says_it_is_quantized_is_refused(tiny_fp32: Path, tmp_path
     (source / "transformer/config.json").write_text(json.dumps({**config, "quantization_config": {}}))
     with pytest.raises(SourceError, match="describes quantized weights"):
         wanstore.setup(str(source), store, name="w")
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value"),
+    [
+        ("transformer/config.json", "eps", "x"),
+        ("text_encoder/config.json", "num_layers", 100_000),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**9),
+        ("tokenizer/tokenizer_config.json", "model_max_length", "x"),
+    ],
+)
+def test_a_config_out_of_bounds_is_the_sources_fault_at_setup(
+    tiny_fp32: Path, tmp_path: Path, store: LocalStore, path: str, key: str, value: Any
+) -> None:
+    """Named by file and key, before any tensor is converted."""
+    source = copy_of(tiny_fp32, tmp_path / "source")
+    (source / path).write_text(json.dumps({**json.loads((source / path).read_text()), key: value}))
+    with pytest.raises(SourceError, match=rf"^{re.escape(path)}.*\b{key} is {value!r}, not "):
+        wanstore.setup(str(source), store, name="w")
+    assert store.list() == Listing()
 
 
 SHARED, SECOND = "shared.weight", "encoder.embed_tokens.weight"

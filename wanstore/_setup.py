@@ -129,8 +129,14 @@ def check_staged(folder: Path, converter: Converter) -> None:
     try:
         check_pipeline(folder)
         with open_weights(folder) as weights:
+            opened = {file.path for files in weights.values() for file in files}
+            for path in files_below(folder):
+                if path.endswith(".safetensors") and folder / path not in opened:
+                    raise DamagedError(f"{path} belongs to no component")
             for component, files in weights.items():
                 config = read_json(folder / component / "config.json")
+                if "quantization_config" in config:  # load leaves it out, from_pretrained acts on it
+                    raise DamagedError(f"{component}/config.json describes quantized weights")
                 held = sum(len(file.tensors) for file in files)
                 check_fit(folder, component, files, expected_tensors(component, config, held))
                 for file in files:

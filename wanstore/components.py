@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ def check_index(index: Mapping[str, Any], where: str) -> None:
     kind = index.get("_class_name")
     if kind != "WanPipeline":
         raise NotSupportedError(
-            f"{where} describes a {kind}, not a Wan 2.1 WanPipeline",
+            f"{where} describes {reprlib.repr(kind)}, not a Wan 2.1 WanPipeline",
             "Use the text-to-video pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         )
     two_stage = index.get("transformer_2", [None, None]) != [None, None] or index.get("boundary_ratio") is not None
@@ -74,6 +75,6 @@ def check_index(index: Mapping[str, Any], where: str) -> None:
         classes, found = [parts.library, parts.model_class], index.get(component)
         if found != classes:
             raise NotSupportedError(
-                f"{where} says that {component} is {found}, not {classes}",
+                f"{where} says that {component} is {reprlib.repr(found)}, not {classes}",
                 "wanstore loads Wan 2.1 text-to-video only",
             )

@@ -14,7 +14,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _DRAWN = (torch.rand, torch.randn)
-_MADE = (torch.empty, torch.ones, torch.zeros, *_DRAWN)
+_FILLED = (torch.ones, torch.zeros, *_DRAWN)
+_MADE = (torch.empty, *_FILLED)
+_MAX_REAL_ELEMENTS = 1 << 24
+"""Ten times what the largest Wan 2.1 has of them, and 64 MiB in float32."""
 _INITIAL_VALUES = {
     name for place in (torch.nn.init, torch.Tensor) for name in dir(place) if name.endswith("_") and name[0] != "_"
 } - {"requires_grad_"}
@@ -24,12 +27,14 @@ _INITIAL_VALUES = {
 class MetaParameters(TorchFunctionMode):
     """While it is entered, this thread's new parameters are of `dtype` and on the meta device; buffers are real.
 
-    Those that a model computes something of are real, and small, until `forget_values`.
+    Those that a model computes something of are real, and small, until `forget_values`. Raises `ValueError` if they are
+    not small, before they take memory: sizes that are harmless by themselves are multiplied with each other.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
+        self._real_elements = 0
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -37,6 +42,10 @@ class MetaParameters(TorchFunctionMode):
         options = dict(kwargs or {})
         if func in _MADE and options.get("dtype") is None:
             options["dtype"] = self._dtype
+        if func in _FILLED:
+            self._real_elements += torch.empty(*args, **{**options, "device": "meta"}).numel()
+            if self._real_elements > _MAX_REAL_ELEMENTS:
+                raise ValueError(f"its sizes multiply to more than {_MAX_REAL_ELEMENTS} values of scales and tables")
         if func is torch.empty:  # what layers make their weights of; no buffer is, its values are computed
             options["device"] = "meta"
         elif func in _DRAWN:  # nothing is drawn: the caller's random numbers stay as they were

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import diffusers
 from diffusers.schedulers import SchedulerMixin
 
 from wanstore._json import read_json
-from wanstore.building._config import known_config
+from wanstore.building._config import known_config, reason
 from wanstore.errors import DamagedError, NotSupportedError
 
 
@@ -22,11 +23,13 @@ def load_scheduler(folder: Path) -> Any:
     library, name = named if isinstance(named, list) and len(named) == 2 else (None, None)
     scheduler_class = getattr(diffusers, str(name), None) if library == "diffusers" else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        raise NotSupportedError(f"{folder / 'model_index.json'} names no scheduler of diffusers: {named}")
+        raise NotSupportedError(f"{folder / 'model_index.json'} names no scheduler of diffusers: {reprlib.repr(named)}")
     build: Any = scheduler_class
     path = folder / "scheduler" / "scheduler_config.json"
     config = read_json(path)
     try:
         return build.from_config(known_config(config, build))
     except Exception as error:  # as with the models: a broken config fails in many ways
-        raise DamagedError(f"{path} does not describe a {name} ({error})", "Run setup again with --replace") from error
+        raise DamagedError(
+            f"{path} does not describe a {name} ({reason(error)})", "Run setup again with --replace"
+        ) from error

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wanstore.building._config import known_config
+from wanstore.building._config import known_config, reason
 from wanstore.building._dtypes import FLOAT16
 from wanstore.building._meta_parameters import MetaParameters, forget_values
 from wanstore.components import COMPONENTS
@@ -63,7 +63,7 @@ def build_skeleton(
         return model.eval()
     except Exception as error:  # a broken config fails in as many ways as there are lines in a model's __init__
         raise DamagedError(
-            f"{component}/config.json is not a config of {_CLASSES[component].__name__} ({error})",
+            f"{component}/config.json is not a config of {_CLASSES[component].__name__} ({reason(error)})",
             "Run setup again with --replace",
         ) from error
 
