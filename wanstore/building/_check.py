@@ -60,11 +60,14 @@ def told_if_changed(folder: Path, manifest: Manifest | None) -> Iterator[None]:
 
     An unsealed folder has no manifest, and its errors are left as they are.
     """
+    began_with = identity(folder)
     try:
         yield
-    except (WanstoreError, OSError):
+    except (WanstoreError, OSError) as error:
         if manifest is not None:
             check_same(folder, manifest)
+            if identity(folder) != began_with:  # deleted, and the same made again
+                raise ChangedError(f"{folder} was replaced during the load", "Load the pipeline again") from error
         raise
 
 
