@@ -10,7 +10,7 @@ import click
 
 import wanstore
 from wanstore.cli._bench import bench
-from wanstore.cli._faults import Commands, one_line, plain_memory_errors
+from wanstore.cli._faults import Commands, escaped, one_line, plain_memory_errors
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
@@ -147,7 +147,7 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
     """
     import attrs
 
-    from wanstore.cli._terminal import TerminalProgress, escaped, human_bytes
+    from wanstore.cli._terminal import TerminalProgress, human_bytes
 
     with TerminalProgress(quiet=as_json) as progress:
         report = open_store_at(store_url).verify(name, progress=progress)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
+from wanstore.cli._faults import escaped
 from wanstore.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -107,11 +108,6 @@ def human_bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
         size /= 1000
     return f"{size:.2f} TB"
-
-
-def escaped(text: str) -> str:
-    """`text` with what could steer a terminal, or cannot be encoded, as escape sequences."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def show(*tables: Table) -> None:
