@@ -140,6 +140,25 @@ def test_a_load_that_fails_by_a_change_of_the_folder_says_so(
         load(tiny_sealed, device="cpu")
 
 
+def test_a_load_beside_a_deletion_and_the_same_setup_again_says_so(
+    tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digest is the same by the time that somebody asks why a file was missing; the folder is not."""
+    plain = _load._assemble
+
+    def gone_meanwhile(*arguments: Any) -> Any:
+        again = Path(shutil.copytree(tiny_sealed, tiny_sealed.with_name("again")))
+        shutil.rmtree(tiny_sealed)
+        try:
+            return plain(*arguments)
+        finally:
+            again.rename(tiny_sealed)
+
+    monkeypatch.setattr(_load, "_assemble", gone_meanwhile)
+    with pytest.raises(ChangedError, match="was replaced during the load"):
+        load(tiny_sealed, device="cpu")
+
+
 def test_a_check_that_meets_a_replacement_goes_on_with_the_new_pipeline(
     tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
