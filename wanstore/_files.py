@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 _BLOCK_BYTES = 4 << 20
@@ -36,13 +36,16 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def remove_tree(path: Path) -> None:
-    """Remove what is at `path`, as far as it can be: a folder with all that is in it, a file, or a link alone."""
-    if path.is_symlink() or path.is_file():
-        with suppress(OSError):
-            path.unlink()
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+def remove_tree(path: Path, *, ignore_errors: bool = True) -> None:
+    """Remove what is at `path`: a folder with all that is in it, a link alone, or any other file.
+
+    With `ignore_errors`, as far as it can be.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=ignore_errors)
+        return
+    with suppress(OSError) if ignore_errors else nullcontext():
+        path.unlink()
 
 
 def make_folder(folder: Path) -> None:

@@ -178,7 +178,7 @@ def parse_manifest(data: bytes, where: str, name: str) -> Manifest:
             f"{where} has schema version {version}, this wanstore reads up to {SCHEMA_VERSION}", "Upgrade wanstore"
         )
     try:
-        manifest = from_json(document, Manifest)
+        manifest = attrs.evolve(from_json(document, Manifest), name=name)
     except ValueError as error:
         raise DamagedError(f"{where} is not a whole manifest ({error})", _REMEDY) from error
     object.__setattr__(manifest, "_document", document)
@@ -186,13 +186,7 @@ def parse_manifest(data: bytes, where: str, name: str) -> Manifest:
     # in the bytes. Schema 1 promised nothing about them.
     if document.get("digest") != manifest.digest or (version > 1 and data != _written(document)):
         raise DamagedError(f"{where} was altered: its digest does not match", _REMEDY)
-    return _renamed(manifest, name)
-
-
-def _renamed(manifest: Manifest, name: str) -> Manifest:
-    renamed = attrs.evolve(manifest, name=name)
-    object.__setattr__(renamed, "_document", manifest.document)
-    return renamed
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest | None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any
 
+from wanstore._error_translation import in_one_line
+
 _MAX = {
     "num_layers": 512, "num_decoder_layers": 512, "num_res_blocks": 64, "attention_head_dim": 512,
     "rope_max_seq_len": 16_384, "pos_embed_seq_len": 4096, "num_train_timesteps": 100_000,
@@ -71,7 +73,7 @@ def known_config(config: Mapping[str, Any], takes: Callable[..., Any], tensors: 
 
 def reason(error: Exception) -> str:
     """What an error of a library says of a config, in one line that is not too long."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = in_one_line(error)
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from wanstore.conversion._statistics import LARGEST
 from wanstore.conversion._stream import FLOATS
 from wanstore.errors import SourceError
 from wanstore.interfaces import ConversionPlan, Progress
@@ -30,7 +31,7 @@ def check_copies(plan: ConversionPlan, target: Path, folder: Path, progress: Pro
                 count = min(_BLOCK_ELEMENTS, copy.elements - start)
                 values = _read(ours.fileno(), FLOATS[copy.dtype], copy.start, start, count)
                 if clamp:
-                    values = values.clamp(-65504, 65504)
+                    values = values.clamp(-LARGEST, LARGEST)
                 kept = _read(theirs.fileno(), torch.float16, stored.start, start, count)
                 if not torch.equal(values.to(torch.float16), kept):
                     same = False

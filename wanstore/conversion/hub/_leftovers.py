@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 from pathlib import Path, PurePosixPath
+
+from wanstore._files import remove_tree
 
 _LOG = logging.getLogger("wanstore")
 
@@ -40,7 +41,4 @@ def drop(path: Path, why: str) -> None:
     if not os.path.lexists(path):
         return
     _LOG.warning("%s is deleted and downloaded again: %s", path, why)
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    remove_tree(path, ignore_errors=False)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
+from wanstore._error_translation import in_one_line
 from wanstore.errors import AccessError, NotFoundError, NotSupportedError, UnreachableError, WanstoreError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def plain_modal_errors() -> Iterator[None]:
         raise FileNotFoundError(str(error)) from error
     except (modals.AuthError, modals.PermissionDeniedError) as error:
         raise AccessError(
-            f"Modal refused access ({_one_line(error)})", "Log in with: modal setup, or set MODAL_TOKEN_ID and _SECRET"
+            f"Modal refused access ({in_one_line(error)})",
+            "Log in with: modal setup, or set MODAL_TOKEN_ID and _SECRET",
         ) from error
     except (
         modals.ServiceError,
@@ -65,14 +67,10 @@ def plain_modal_errors() -> Iterator[None]:
         TimeoutError,
     ) as error:
         raise UnreachableError(
-            f"Modal did not respond correctly ({_one_line(error)})", "Run the same command again: it resumes"
+            f"Modal did not respond correctly ({in_one_line(error)})", "Run the same command again: it resumes"
         ) from error
     except modals.Error as error:
-        raise WanstoreError(f"Modal could not do that ({_one_line(error)})") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise WanstoreError(f"Modal could not do that ({in_one_line(error)})") from error
 
 
 def retrying(operation: Callable[[], T]) -> T:
