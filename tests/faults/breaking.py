@@ -1,4 +1,4 @@
-"""What breaks things itself: jobs, flips and races. `python -m tests.faults.breaking FOLDER [--long]`.
+"""What breaks things itself: jobs, flips, races and hostile input. `python -m tests.faults.breaking FOLDER [--long]`.
 
 A process of its own, that forks and has no other threads; it refuses to run as root.
 """
@@ -6,14 +6,17 @@ A process of its own, that forks and has no other threads; it refuses to run as 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 from tests.faults.flips import flips
-from tests.faults.jobs import errors, kills, make_jobs
+from tests.faults.hostile import hostile
+from tests.faults.jobs import BREAKS, break_job, calls_of, make_jobs, numbers_of
 from tests.faults.races import races
-from tests.faults.tally import Tally
+from tests.faults.tally import TALLY_NAME, Tally
 from wanstore.testing.tiny_wan import make_tiny_wan
 
 
@@ -22,15 +25,34 @@ def break_everything(folder: Path, *, long: bool) -> Tally:
     tally = Tally()
     old = make_tiny_wan(folder / "old", dtype="float32", seed=1)
     new = make_tiny_wan(folder / "new", dtype="bfloat16", seed=2)
-    for job in make_jobs(old, new, folder):
-        kills(job, folder, tally, step=1 if long else 41)
-        errors(job, folder, tally, step=2 if long else 97)
+    jobs = make_jobs(old, new, folder)
+    # The processes are forks of this one, which has torch: each run is a fork of theirs.
+    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("fork")) as pool:
+        broken: list[Future[Tally]] = []
+        for job in jobs:
+            calls = calls_of(job, folder)
+            for kind in BREAKS:
+                numbers = numbers_of(calls, kind, long=long, turn=len(broken))
+                broken.append(pool.submit(break_job, job, kind, folder, numbers))
+        for future in broken:
+            tally.add(future.result())
     flips(folder / "full", folder, tally, in_files=500 if long else 20, in_manifest=None if long else 500)
-    races((folder / "full", folder / "made"), folder, tally, seconds=20 if long else 0.3)
+    hostile(folder / "full", new, folder, tally, step=1 if long else 4)
+    races(
+        (folder / "full", folder / "made"), new, folder, tally, seconds=10 if long else 0.1, at_least=20 if long else 1
+    )
     return tally
 
 
-if __name__ == "__main__":
+def main() -> int:
     if os.geteuid() == 0:
-        sys.exit("this breaks things, and does not run as root")
-    sys.stdout.write(json.dumps(break_everything(Path(sys.argv[1]), long="--long" in sys.argv).to_json()))
+        sys.stderr.write("this does not run as root\n")
+        return 1
+    folder = Path(sys.argv[1])
+    tally = break_everything(folder, long="--long" in sys.argv)
+    (folder / TALLY_NAME).write_text(json.dumps(tally.to_json()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Setup, replace, resume and delete, each broken at every call that changes the disk."""
+"""Setup, replace, resume and delete as the command line does them, each broken at every call that changes the disk."""
 
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,135 +18,185 @@ import wanstore
 import wanstore.building._skeleton  # the heavy imports, once: each run is a fork
 import wanstore.building._tokenizer
 from tests.faults.tally import Tally
-from tests.faults.touches import break_at, kill, refuse
-from wanstore.cli._faults import _text_of
+from tests.faults.touches import How, Touch, break_from, kill, refuse, tear
+from wanstore.cli import main
 from wanstore.interfaces import Quiet
 from wanstore.stores.local import LocalStore
 
-ERRORS = {"no space left": errno.ENOSPC, "input/output error": errno.EIO, "permission denied": errno.EACCES}
-_DONE, _REFUSED, _TOLD_DONE, _TRACEBACK = 0, 3, 4, 5
+BREAKS: dict[str, tuple[Callable[[], How], int]] = {
+    "killed": (lambda: kill, 1),
+    "killed inside a write": (lambda: tear, 1),
+    "no space left": (lambda: refuse(errno.ENOSPC), 1),
+    "input/output error": (lambda: refuse(errno.EIO), 1),
+    "permission denied": (lambda: refuse(errno.EACCES), 3),
+    "no space left from there on": (lambda: refuse(errno.ENOSPC, stays=True), 4),
+    "the disk fails from there on": (lambda: refuse(errno.EIO, stays=True), 4),
+}
+"""What happens to a call, and its step: 3 is every third call."""
+_PATIENCE_SECONDS = 60
+"""A run that hangs is ended by SIGALRM, which is a fault."""
+_UNCONFIRMED = "but the disk did not confirm it"
 
 
 @attrs.frozen
 class Job:
-    """`before` is the store that it begins with, `work` what it does to the store at a path.
+    """`before` is the store that it begins with, `arguments` the command that does it, but for the store.
 
     `after` and `old` are the recipes that `w` may have when it is done, and before it; None is no pipeline.
     """
 
     name: str
     before: Path
-    work: Callable[[LocalStore], object]
+    arguments: tuple[str, ...]
     old: str | None
     after: str | None
+
+
+@attrs.frozen
+class End:
+    """How a run ended: its exit status, negative for a signal, and what it said on stderr."""
+
+    status: int
+    said: str
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the way it ended: it may be killed, do its work, or fail in one line."""
+        lines = self.said.splitlines()
+        if self.status not in (0, 1, -signal.SIGKILL) or "Traceback" in self.said:
+            return f"status {self.status}: {self.said[-3000:]}"
+        if self.status == 1 and [line for line in lines if line.startswith("wanstore: ")] != lines[-1:]:
+            return f"not one line: {self.said[-3000:]}"
+        return None
 
 
 def make_jobs(old_source: Path, new_source: Path, folder: Path) -> list[Job]:
     """The four jobs, and the stores that they begin with, below `folder`."""
     torch.set_num_threads(1)
-    shutil.copytree(old_source, folder / "old-source")
-    shutil.copytree(new_source, folder / "new-source")
     empty, full, half = folder / "empty", folder / "full", folder / "half"
     empty.mkdir()
-    old = wanstore.setup(str(folder / "old-source"), full, name="w").recipe
-    new = wanstore.setup(str(folder / "new-source"), folder / "made", name="w").recipe
+    old = wanstore.setup(str(old_source), full, name="w").recipe
+    new = wanstore.setup(str(new_source), folder / "made", name="w").recipe
 
     class Interrupting(Quiet):
         def advance(self, task: str, amount: int) -> None:
             if len((half / ".wanstore/stages/w/scratch/journal.jsonl").read_text().splitlines()) > 3:
                 raise KeyboardInterrupt
 
-    def begin(store: LocalStore, *, replace: bool = False) -> None:
-        wanstore.setup(str(folder / "new-source"), store, name="w", replace=replace)
-
     with suppress(KeyboardInterrupt):
-        wanstore.setup(str(folder / "new-source"), half, name="w", progress=Interrupting())
+        wanstore.setup(str(new_source), half, name="w", progress=Interrupting())
+    begin = ("setup", str(new_source), "--name", "w")
     return [
         Job("setup", empty, begin, None, new),
-        Job("replace", full, lambda store: begin(store, replace=True), old, new),
+        Job("replace", full, (*begin, "--replace"), old, new),
         Job("resume", half, begin, None, new),
-        Job("delete", full, lambda store: store.delete("w"), old, None),
+        Job("delete", full, ("delete", "w"), old, None),
     ]
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """The exit status of a fork that does `work`: as `os.waitpid` gives it."""
+def run(arguments: tuple[str, ...], root: Path, before: Callable[[], object] = lambda: None) -> End:
+    """`wanstore` with `arguments` and the store at `root`, in a fork that calls `before` first."""
+    said = root.with_name(f"{root.name}.stderr")
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        status = _TRACEBACK
+        status = 70
         try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            work()
-            status = _DONE
-        except BaseException as error:  # what it is, is the finding
-            text = _text_of(error)
-            if text is not None:
-                status = _TOLD_DONE if "but the disk did not confirm it" in text else _REFUSED
+            signal.alarm(_PATIENCE_SECONDS)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1)
+            before()
+            main([*arguments, "--store", str(root)])
+        except SystemExit as end:
+            status = int(end.code or 0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)
-    return os.waitpid(child, 0)[1]
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return End(status, said.read_text())
 
 
-def kills(job: Job, folder: Path, tally: Tally, *, step: int) -> None:
-    """Killed at each call: what is left is whole, and the next run ends well."""
-    _each(job, folder, tally, f"{job.name} killed", lambda: kill, step)
+def calls_of(job: Job, folder: Path) -> list[Touch]:
+    """The calls of an unbroken run that change something below its root. Threads may order a few of them otherwise."""
+    root, told = folder / "counted", folder / "calls"
+    shutil.copytree(job.before, root, symlinks=True)
+
+    def counting() -> None:
+        plain_write, file = os.write, os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)  # break_from replaces write
+
+        def note(touched: Touch) -> None:
+            plain_write(file, f"{touched.call} {'half' if touched.half else ''}\n".encode())
+
+        break_from(0, root, note)
+
+    end = run(job.arguments, root, counting)
+    assert end.status == 0, end
+    shutil.rmtree(root)
+    return [
+        Touch(call, int if half else None) for call, half in (line.split(" ") for line in told.read_text().splitlines())
+    ]
 
 
-def errors(job: Job, folder: Path, tally: Tally, *, step: int) -> None:
-    """Each call refused: one clean line, the truth about what was done, and the next run ends well."""
-    for name, code in ERRORS.items():
-        _each(job, folder, tally, f"{job.name}, {name}", lambda code=code: refuse(code), step)  # type: ignore[misc]
+def numbers_of(calls: list[Touch], kind: str, *, long: bool, turn: int) -> list[int]:
+    """At which of a job's calls `kind` is tried: at all, or each few; not `long`, at one, another in each `turn`."""
+    fit = [n for n, call in enumerate(calls) if kind != "killed inside a write" or call.half]
+    return fit[:: BREAKS[kind][1]] if long else fit[turn * 31 % max(1, len(fit)) :][:1]
 
 
-def _each(job: Job, folder: Path, tally: Tally, kind: str, how: Callable[[], Callable[[], None]], step: int) -> None:
-    root = folder / "store"
-    for number in itertools.count(0, step):
+def break_job(job: Job, kind: str, folder: Path, numbers: list[int]) -> Tally:
+    """`job` broken at those calls: what is left is whole, what was said is true, and the next run ends well."""
+    tally, how = Tally(), BREAKS[kind][0]
+    root = folder / f"store-{os.getpid()}"
+    for number in numbers:
         shutil.copytree(job.before, root, symlinks=True)
-        broken, status = _broken_run(job, root, number, how())
-        if broken:
-            tally.tried(kind)
-            for fault in _faults(job, LocalStore(root), status):
-                tally.failed(kind, f"call {number}: {fault}")
+        reached, end = _broken_run(job, root, number, how())
+        # Done in spite of a kill: the call had no middle to be killed in.
+        if reached and not (kind == "killed inside a write" and end.status == 0):
+            tally.tried(f"{job.name}, {kind}")
+            for fault in _faults(job, LocalStore(root), end):
+                tally.failed(f"{job.name}, {kind}", f"call {number}, {reached}: {fault}")
         shutil.rmtree(root)
-        if not broken:  # there are not so many calls
-            return
+    return tally
 
 
-def _broken_run(job: Job, root: Path, number: int, how: Callable[[], None]) -> tuple[bool, int]:
-    """Whether the job came to its call `number` in a fork, where `how` happened to it; and its exit status."""
+def _broken_run(job: Job, root: Path, number: int, how: How) -> tuple[str, End]:
+    """The name of the job's call `number`, which `how` happened to, and the end; empty when it makes fewer calls."""
     read, write = os.pipe()
 
-    def breaking() -> None:
-        os.write(write, b"x")
-        how()
-
     def doomed() -> None:
-        break_at(number, root, breaking)
-        job.work(LocalStore(root))
+        plain_write = os.write  # break_from replaces it
+        told: list[str] = []
 
-    status = in_child(doomed)
+        def breaking(touched: Touch) -> None:
+            if not told:
+                told.append(touched.call)
+                plain_write(write, touched.call.encode())
+            how(touched)
+
+        break_from(number, root, breaking)
+
+    end = run(job.arguments, root, doomed)
     os.close(write)
     with open(read, "rb") as told:  # noqa: PTH123
-        return bool(told.read()), status
+        return told.read().decode(), end
 
 
-def _faults(job: Job, store: LocalStore, status: int) -> list[str]:
-    """What is wrong after a run that ended with `status`, and after the next run."""
-    faults: list[str] = []
+def _faults(job: Job, store: LocalStore, end: End) -> list[str]:
+    """What is wrong after a run that ended so, and after the next run."""
+    faults = [end.fault] if end.fault else []
     found = _state(store, faults)
-    code = os.waitstatus_to_exitcode(status)
     if found not in (job.old, job.after):
         faults.append(f"there is {found}, neither the old nor the new")
-    if code == _TRACEBACK:
-        faults.append("a traceback")
-    if code in (_DONE, _TOLD_DONE) and found != job.after:
-        faults.append("it said that it was done, and it was not")
-    if code == _REFUSED and found == job.after != job.old:
-        faults.append("it said that it had failed, and it was done")
+    told_done = end.status == 0 or _UNCONFIRMED in end.said
+    if told_done and found != job.after:
+        faults.append(f"it said that it was done, and it was not: {end.said}")
+    if end.status == 1 and not told_done and found == job.after:
+        faults.append(f"it said that it had failed, and it was done: {end.said}")
     if found != job.after or job.after is not None:
-        again = os.waitstatus_to_exitcode(in_child(lambda: job.work(store)))
-        if again != _DONE:
+        again = run(job.arguments, store.root)
+        if again.status != 0:
             faults.append(f"the next run ended with {again}")
     if _state(store, faults) != job.after:
         faults.append("the next run did not do it")

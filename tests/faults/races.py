@@ -19,9 +19,12 @@ from wanstore.stores.local import LocalStore
 
 Step = Callable[[LocalStore], object]
 
+_PATIENCE_SECONDS = 60
+"""A round may meet nothing to race with. Each pair goes on until it has raced a few times: none is no proof."""
+
 
 def races(  # noqa: C901  a table of pairs, and the small steps that it is made of
-    stores: tuple[Path, Path], folder: Path, tally: Tally, *, seconds: float
+    stores: tuple[Path, Path], source: Path, folder: Path, tally: Tally, *, seconds: float, at_least: int
 ) -> None:
     """Each pair for so long. `stores` are two stores, each with a pipeline `w`, whose files differ."""
     templates = [LocalStore(root) for root in stores]
@@ -50,6 +53,9 @@ def races(  # noqa: C901  a table of pairs, and the small steps that it is made 
         delete(store)
         create(store)
 
+    def convert(store: LocalStore) -> None:
+        wanstore.setup(str(source), store, name="w")
+
     def verify(store: LocalStore) -> None:
         report = store.verify("w")
         assert report.ok, f"NOT whole: {report}"
@@ -72,6 +78,7 @@ def races(  # noqa: C901  a table of pairs, and the small steps that it is made 
         ("delete beside setup", delete, gone, [(create, taken)]),
         ("delete beside delete", delete, gone, [(delete, gone), (create, taken)]),
         ("setup beside setup", create, taken, [(create, taken), (delete, gone)]),
+        ("conversion beside conversion", convert, taken, [(convert, taken), (delete, gone)]),
         ("replace beside replace", replace, taken, [(replace, taken)]),
         ("sweep beside everything", LocalStore.sweep, (), [(delete, gone), (create, taken)]),
     ]
@@ -79,13 +86,17 @@ def races(  # noqa: C901  a table of pairs, and the small steps that it is made 
         root = folder / "raced"
         put(LocalStore(root), 0, replace=False)
         children = [_loop(other, fine, root) for other, fine in others]
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < seconds or tally.counts[kind] < at_least:
+            if passed > seconds + _PATIENCE_SECONDS:
+                tally.failed(kind, f"only {tally.counts[kind]} rounds met something to race with")
+                break
+            there = (root / "w/wanstore.json").exists()
             try:
                 step(LocalStore(root))
             except allowed as error:
-                if not isinstance(error, ChangedError):  # it met nothing to race with
-                    continue
+                if not (isinstance(error, ChangedError) or (there and isinstance(error, NotFoundError))):
+                    continue  # it met nothing to race with
             except Exception as error:  # what it is, is the finding
                 tally.failed(kind, f"{type(error).__name__}: {error}")
             tally.tried(kind)
