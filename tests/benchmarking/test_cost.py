@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import attrs
 import pytest
 
 from wanstore.benchmarking.cost import PRICES, clip_cost, load_prices
-from wanstore.benchmarking.page._l4_arithmetic import denoising_petaflop, estimate
 from wanstore.errors import InvalidSettingError, NotFoundError
-from wanstore.presets import PRESETS
 
 OWN = 'date = "2027-01-01"\nsource = "our contract"\n'
 
@@ -104,29 +101,3 @@ def test_a_mistake_in_prices_is_told_by_file_and_key(tmp_path: Path, text: str, 
     with pytest.raises(InvalidSettingError, match=why) as caught:
         load_prices(written(tmp_path, text))
     assert "prices.toml" in caught.value.what and key in caught.value.what
-
-
-@pytest.mark.parametrize(
-    ("name", "petaflop"), [("480p/3s", 12.9), ("480p/5s", 28.3), ("720p/5s", 125), ("720p/10s", 440)]
-)
-def test_the_arithmetic_of_a_clip_follows_from_the_transformers_shapes(name: str, petaflop: float) -> None:
-    """The sums that were made by hand, within one percent."""
-    assert denoising_petaflop(PRESETS[name]) == pytest.approx(petaflop, rel=0.01)
-
-
-def test_without_guidance_a_clip_is_half_the_arithmetic() -> None:
-    """A guidance scale of 1 needs no second pass."""
-    preset = PRESETS["480p/3s"]
-    assert denoising_petaflop(attrs.evolve(preset, guidance_scale=1.0)) * 2 == denoising_petaflop(preset)
-
-
-def test_an_estimate_spans_what_the_gpu_may_reach() -> None:
-    """12.9 PFLOP at 60 and at 40 TFLOP/s: 3.6 to 5.4 minutes."""
-    found = estimate(PRESETS["480p/3s"], (40.0, 60.0))
-    assert found and found.quick_seconds / 60 == pytest.approx(3.6, abs=0.05)
-    assert found.slow_seconds / 60 == pytest.approx(5.4, abs=0.05)
-
-
-def test_a_size_that_is_no_presets_is_not_estimated() -> None:
-    """A tiny pipeline's clip says nothing about an L4."""
-    assert estimate(attrs.evolve(PRESETS["480p/3s"], width=32, height=32)) is None

@@ -131,7 +131,7 @@ def test_checks_and_scores_are_told_and_why_one_is_missing(tmp_path: Path) -> No
 def test_an_l4_is_estimated_and_marked_as_not_measured(tmp_path: Path) -> None:
     """In a table of its own, with its assumptions; for the presets that failed here too."""
     found = section(written(FULL, tmp_path), "An L4, by arithmetic: not measured")
-    assert cells(found, "480p/3s")[:3] == ["12.9", "257", "3.6 to 5.4"] and cells(found, "720p/10s")[1] == "–"
+    assert cells(found, "480p/3s")[:3] == ["12.9", "257", "3.9 to 5.9"] and cells(found, "720p/10s")[1] == "–"
     assert "Nothing here was measured on an L4" in found and "40 to 60 TFLOP/s" in found
 
 

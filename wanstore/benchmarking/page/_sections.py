@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from wanstore.benchmarking.cost import Prices, clip_cost
-from wanstore.benchmarking.page._l4_arithmetic import L4_TFLOPS, estimate
+from wanstore.benchmarking.estimate import (
+    DATA_SHEET_TFLOPS,
+    DENOISING_SHARE,
+    clip_seconds,
+    denoising_petaflop,
+    tflops_of,
+)
 from wanstore.benchmarking.page._markdown import NONE, clip_of, gib, measured_on, minutes, number, result_of, table, usd
 from wanstore.benchmarking.report import BenchmarkReport
 from wanstore.benchmarking.rows import PHASES, BenchmarkRow, phase_seconds
 from wanstore.benchmarking.safe import MEMORY_SHARE, needed_gib
 from wanstore.memory._plan import OUTPUT
 from wanstore.memory._plan import PHASES as MEMORY_PHASES
+from wanstore.presets import PRESETS
+
+_PRODUCTION = {preset.clip for preset in PRESETS.values()}
+"""The sizes that estimates are for: those of a tiny pipeline say nothing."""
 
 NO_PICTURES = "No chart was drawn: matplotlib is not installed. `pip install 'wanstore[bench]'` brings it."
 
@@ -179,24 +189,28 @@ def loads(report: BenchmarkReport) -> list[str]:
 
 
 def estimates(report: BenchmarkReport, prices: Prices) -> list[str]:
-    """What an L4 would take, by arithmetic; for presets of the package, and where no L4 was measured."""
+    """What an L4 would take, by arithmetic; for clips of the package's sizes, and where no L4 was measured."""
     if prices.gpu_of(report.environment.device) == "L4":
         return []
     rows = []
     for row in report.rows:
-        found = estimate(row.preset)
-        if found:
-            reached = found.petaflop * 1000 / (row.step_seconds * row.preset.steps) if row.worked else None
-            dollars = [usd(prices.usd(seconds, gpu="L4")) for seconds in (found.quick_seconds, found.slow_seconds)]
-            time = f"{minutes(found.quick_seconds)} to {minutes(found.slow_seconds)}"
-            rows.append([row.preset.name, number(found.petaflop), number(reached), time, " to ".join(dollars)])
-    if not rows:
+        seconds = clip_seconds(row.preset, "L4")
+        if seconds and row.preset.clip in _PRODUCTION:
+            petaflop = denoising_petaflop(row.preset)
+            reached = petaflop * 1000 / (row.step_seconds * row.preset.steps) if row.worked else None
+            dollars = " to ".join(usd(prices.usd(end, gpu="L4")) for end in seconds)
+            time = " to ".join(minutes(end) for end in seconds)
+            rows.append([row.preset.name, number(petaflop), number(reached), time, dollars])
+    tflops = tflops_of("L4")
+    if not rows or not tflops:
         return []
     head = ["preset", "#PFLOP a clip", "#TFLOP/s reached where measured", "#minutes on an L4", "#$ a clip on an L4"]
+    slow, quick = tflops
     assumptions = [
         "- the arithmetic is that of Wan 2.1 1.3B's denoising, from the transformer's shapes, every step twice for",
-        "  guidance; text encoding, decoding and writing are left out;",
-        f"- an L4 reaches {L4_TFLOPS[0]:.0f} to {L4_TFLOPS[1]:.0f} TFLOP/s of its data sheet's 121 (dense fp16);",
+        f"  guidance; text encoding, decoding and writing are the other {1 - DENOISING_SHARE:.0%} of a clip;",
+        f"- an L4 reaches {slow:.0f} to {quick:.0f} TFLOP/s of its data sheet's {DATA_SHEET_TFLOPS['L4']:.0f} (dense",
+        "  fp16);",
         "- speed of memory, clock under load and attention backend are not looked at, nor whether it fits in memory;",
         f"- the container has {prices.cores:g} cores and {prices.memory_gib:g} GiB, and is up.",
     ]
