@@ -12,6 +12,7 @@ from wanstore.benchmarking.compare import compare
 from wanstore.benchmarking.report import SCHEMA_VERSION, BenchmarkReport
 from wanstore.benchmarking.rows import MemoryPeaks, Quality, phase_seconds
 from wanstore.errors import DamagedError, NotSupportedError
+from wanstore.presets import PRESETS
 
 FULL = report(
     row(
@@ -44,6 +45,24 @@ def test_programs_find_the_safe_preset_in_the_json(step: float | None, safe: str
     found = report(row("480p/3s", step)) if step else report(failed())
     document = json.loads(found.to_json())
     assert document["safe_preset"] == safe and document["schema_version"] == SCHEMA_VERSION
+
+
+@pytest.mark.parametrize(
+    ("rows", "environment", "told"),
+    [
+        ([row(name) for name in PRESETS], {"device": "NVIDIA L4", "weights": "Wan 2.1"}, ("L4", True, True)),
+        ([row(), failed()], {}, ("H100", False, False)),
+        ([*(row(name) for name in list(PRESETS)[:3]), failed()], {"device": "x86_64 CPU"}, (None, False, True)),
+        ([*(row(name) for name in list(PRESETS)[:3]), failed(status="timeout")], {}, ("H100", False, False)),
+    ],
+)
+def test_programs_find_in_the_json_what_a_report_may_be_used_for(rows: Any, environment: Any, told: Any) -> None:
+    """Which GPU, trained weights, every preset of production: a lack of memory is an answer, a timeout is none."""
+    found = report(*rows, **environment)
+    document = json.loads(found.to_json())
+    assert (document["gpu"], document["trained"], document["complete"]) == told
+    assert [one["clip_seconds"] for one in document["rows"]] == [r.seconds_p50 if r.worked else None for r in rows]
+    assert BenchmarkReport.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1, "1", None])

@@ -6,9 +6,9 @@
 Volumes v1 and v2 and Dicts have real contents in a folder. `modal run` and `modal deploy` work: the functions'
 bodies run in containers, each a process of the wheel's own container entrypoint with the code that the client
 uploaded, a view of its own of each Volume (see `views`) mounted where the app wants it (see `roots`), the
-variables that secrets and the image's ENV set, and retries when it fails or dies. A class of a deployed app with
-`enable_memory_snapshot` goes through enter(snap=True), the checkpoint, and enter(snap=False). All of it can be
-made to fail: see `Faults`, and `Container.kill`.
+variables that secrets and the image's ENV set, the function's timeout, and retries when it fails or dies. A class of
+a deployed app with `enable_memory_snapshot` goes through enter(snap=True), the checkpoint, and enter(snap=False). All
+of it can be made to fail: see `Faults`, `Container.kill`, and `ControlPlane.lose_clients`.
 
 What it does not emulate:
 
@@ -17,8 +17,8 @@ What it does not emulate:
 - Snapshots: nothing is written or restored. At the checkpoint the client hangs up, and the same process goes on
   as if restored, with a new task id. So memory, random seeds and CUDA are what they were, and a second container
   starts from the beginning. The files on Volumes that were in use are noted. There is no GPU, hence no GPU snapshot.
-- The runtime, gVisor: its file system, limits and host names; CPU, memory and GPU requests, timeouts and regions
-  are taken note of by nobody.
+- The runtime, gVisor: its file system, limits and host names; CPU, memory and GPU requests, start-up timeouts and
+  regions are taken note of by nobody.
 - Scaling: a container for each waiting input up to a small limit, no idle time-out, at most `containers.most` at
   once; containers of an older deployment go on. A retry's delay is cut to a tenth of a second.
 - Commits: whether Modal shows one in one step is not documented; here it does. Background commits come each half

@@ -232,6 +232,8 @@ def _apply(options: Any, definition: Any) -> None:
         definition.retry_policy.CopyFrom(options.retry_policy)
     if options.HasField("concurrency_limit"):
         definition.autoscaler_settings.max_containers = options.concurrency_limit
+    if options.HasField("timeout_secs"):
+        definition.timeout_secs = options.timeout_secs
     definition.resources.MergeFrom(options.resources)
 
 

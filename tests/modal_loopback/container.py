@@ -13,6 +13,7 @@ from typing import Any
 import attrs
 from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
 from grpclib import GRPCError, Status
+from modal._serialization import deserialize_data_format
 from modal_proto import api_pb2
 
 from tests.modal_loopback.apps import App, new_id
@@ -46,6 +47,11 @@ class Container:
     def process_id(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    def arguments(self) -> list[Any]:
+        """The arguments of the calls that it is at."""
+        mine = [held for held in self.function.running.values() if held.task_id == self.task_id]
+        return [deserialize_data_format(held.item.args, held.item.data_format, None) for held in mine]
 
     def kill(self) -> None:
         """SIGKILL: no farewell, no last commit. What was not committed before is gone."""

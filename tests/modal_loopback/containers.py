@@ -66,6 +66,12 @@ class Containers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def kill(self, task_id: str) -> None:
+        """Kill the container of that id."""
+        for container in self.alive:
+            if container.task_id == task_id:
+                container.kill()
+
     def stop_app(self, app: App) -> None:
         """Kill the app's containers that are at an input; the others end by themselves."""
         for container in self.alive:

@@ -100,11 +100,13 @@ def _web_url(name: str, definition: Any) -> str:
 
 
 class Calls:
-    """All functions and calls. `start` is asked for a container whenever an input has none to wait for."""
+    """All functions and calls. `start` is asked for a container whenever an input has none to wait for, `kill` to end
+    one that is at an input beyond its function's timeout."""
 
     def __init__(self) -> None:
         self.functions: dict[str, Function] = {}
         self.start: Callable[[Function], Awaitable[None]] | None = None
+        self.kill: Callable[[str], None] = lambda task_id: None
         self._calls: dict[str, Call] = {}
         self._inputs: dict[str, Input] = {}
         self._changed = asyncio.Event()
@@ -175,7 +177,22 @@ class Calls:
         given.runs += 1
         given.task_id = task_id
         function.running[given.input_id] = given
+        if seconds := function.definition.timeout_secs:
+            loop = asyncio.get_running_loop()
+            loop.call_later(seconds, lambda: loop.create_task(self._time_out(function, given, given.runs)))
         return given
+
+    async def _time_out(self, function: Function, late: Input, run: int) -> None:
+        """Modal's answer to an input that its function's timeout is over for: the container goes, or hangs for ever."""
+        if function.running.get(late.input_id) is not late or late.runs != run:
+            return
+        result = api_pb2.GenericResult(
+            status=api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT,
+            exception=f"Task's current input {late.input_id} hit its timeout of {function.definition.timeout_secs}s",
+        )
+        task_id = late.task_id
+        await self.put(api_pb2.FunctionPutOutputsItem(input_id=late.input_id, result=result))
+        self.kill(task_id)
 
     async def put(self, item: Any) -> None:
         """A container's output. A failure is tried again while the function's retries last."""

@@ -131,6 +131,7 @@ class ControlPlane:
         self.apps = AppCalls(self.calls, self.volumes, self.secrets)
         self.containers = Containers(root, self.volumes, self.apps, self.calls, self.faults, self._serve_container)
         self.calls.start = self.containers.start_if_needed
+        self.calls.kill = self.containers.kill
         self.apps.stop_containers = self.containers.stop_app
         self.url = ""
         self._shared: tuple[object, ...] = ()
@@ -143,6 +144,12 @@ class ControlPlane:
         self._thread.start()
         assert self._started.wait(30), "the loopback did not start"
         return self
+
+    def lose_clients(self) -> None:
+        """What Modal does when it hears no more of the clients: apps that are not detached end, with their calls."""
+        for app in self.apps.apps.values():
+            if not (app.detached or app.deployed or app.stopped):
+                self._loop.call_soon_threadsafe(self.apps.stop, app)
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)

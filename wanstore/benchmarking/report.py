@@ -10,13 +10,17 @@ import attrs
 
 from wanstore._json import from_json, to_json
 from wanstore.benchmarking._older_reports import upgraded_report
-from wanstore.benchmarking.rows import BenchmarkRow
+from wanstore.benchmarking.cost import PRICES
+from wanstore.benchmarking.rows import FINAL, BenchmarkRow
 from wanstore.benchmarking.safe import SafeChoice, choose_safe
 from wanstore.errors import DamagedError, NotSupportedError
+from wanstore.presets import PRESETS
 
 SCHEMA_VERSION = 1
-_DERIVED = ("safe_preset", "comparison")
-"""Keys of a document that follow from the rest, or from another report: not read back."""
+_DERIVED = ("safe_preset", "comparison", "gpu", "trained", "complete")
+"""Keys of a document that follow from the rest, or from another report: not read back. Programs without cattrs, as one
+that deploys an endpoint, look at these alone."""
+_DERIVED_OF_ROW = ("clip_seconds",)
 
 
 @attrs.frozen
@@ -49,6 +53,21 @@ class BenchmarkReport:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def gpu(self) -> str | None:
+        """The price table's name of the GPU that was measured, such as L4; None for another device."""
+        return PRICES.gpu_of(self.environment.device)
+
+    @property
+    def trained(self) -> bool:
+        """Whether clips show what a trained model makes; with random weights only time and memory mean something."""
+        return "random" not in self.environment.weights.lower()
+
+    @property
+    def complete(self) -> bool:
+        """Whether each preset of production has a row that another try would find again."""
+        return set(PRESETS) <= {row.preset.name for row in self.rows if row.status in FINAL}
+
+    @property
     def safe(self) -> SafeChoice:
         """The preset that degraded mode falls back to, with the reasons."""
         cap = self.environment.memory_cap_gib
@@ -61,7 +80,11 @@ class BenchmarkReport:
 
     def to_json(self) -> str:
         """The report as a JSON document; `from_json` reads it."""
-        return json.dumps({**to_json(self), "safe_preset": self.safe_preset}, indent=2)
+        document = to_json(self)
+        for row, found in zip(document["rows"], self.rows, strict=True):
+            row["clip_seconds"] = found.seconds_p50 if found.worked else None
+        derived = {"safe_preset": self.safe_preset, "gpu": self.gpu, "trained": self.trained, "complete": self.complete}
+        return json.dumps({**document, **derived}, indent=2)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "the report") -> BenchmarkReport:
@@ -76,6 +99,16 @@ class BenchmarkReport:
                 f"{where} has schema version {version}, this wanstore reads {SCHEMA_VERSION}", "Run the benchmark again"
             )
         try:
-            return from_json(upgraded_report({k: v for k, v in document.items() if k not in _DERIVED}), cls)
+            return from_json(upgraded_report(_without_derived(document)), cls)
         except ValueError as error:
             raise DamagedError(f"{where} is not a benchmark report ({error})", "Run the benchmark again") from error
+
+
+def _without_derived(document: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in document.items() if key not in _DERIVED}
+    if isinstance(kept.get("rows"), list):
+        kept["rows"] = [
+            {key: value for key, value in row.items() if key not in _DERIVED_OF_ROW} if isinstance(row, dict) else row
+            for row in kept["rows"]
+        ]
+    return kept

@@ -11,6 +11,10 @@ import attrs
 from wanstore.presets import Preset
 
 PHASES = ("text encoding", "denoising", "decoding", "writing")
+FINAL = ("ok", "out of memory", "failed")
+"""What another try would find again; a timeout or a crash may have been the machine's fault."""
+ENOUGH_ROUNDS = 20
+"""A p95 of fewer clips would be a guess."""
 
 
 @attrs.frozen
@@ -60,8 +64,9 @@ class BenchmarkRow:
     None where the pipeline was loaded before. `energy_joules` is what the GPU spent on a clip. With fewer steps
     measured, it and the first clip are extrapolated as clips are. `attention` is the backend that was used;
     `attention_seconds`, where backends were compared, what one self-attention of the preset's own shape took with
-    each that works. `frames` are pictures of the clip, as paths beside the report; `clip_sha256` is that of the file
-    that the clip was kept in, "" where it was not.
+    each that works. `frames` are pictures of the clip and `video` the clip as an mp4, as paths beside the report;
+    none and "" where the weights are random. `clip_sha256` is that of the file that the clip was kept in, "" where it
+    was not.
 
     `memory_plan` says which components were offloaded for the last clip; "" where the pipeline has no plan.
     `predicted_gib` are the plan's peaks by phase (text_encoding, denoising, decoding, output), and `phase_peaks_gib`
@@ -80,6 +85,7 @@ class BenchmarkRow:
     load_seconds: float | None = None
     first_clip_seconds: float | None = None
     frames: tuple[str, ...] = ()
+    video: str = ""
     clip_sha256: str = ""
     memory_plan: str = ""
     predicted_gib: Mapping[str, float] = attrs.field(factory=dict)
@@ -100,9 +106,20 @@ class BenchmarkRow:
         return statistics.median(self._seconds)
 
     @property
-    def seconds_p95(self) -> float:
-        """At least 95 % of the clips are as quick (nearest rank); with fewer than twenty rounds the slowest one."""
-        return sorted(self._seconds)[math.ceil(0.95 * len(self.rounds)) - 1]
+    def seconds_p95(self) -> float | None:
+        """At least 95 % of the clips are as quick (nearest rank); None from fewer than `ENOUGH_ROUNDS`."""
+        enough = len(self.rounds) >= ENOUGH_ROUNDS
+        return sorted(self._seconds)[math.ceil(0.95 * len(self.rounds)) - 1] if enough else None
+
+    @property
+    def seconds_spread(self) -> tuple[float, float]:
+        """The quickest and the slowest clip."""
+        return min(self._seconds), max(self._seconds)
+
+    @property
+    def seconds_at_worst(self) -> float:
+        """What a clip has to be planned with: p95, or the slowest one where there are too few for it."""
+        return self.seconds_p95 or self.seconds_spread[1]
 
     @property
     def step_seconds(self) -> float:

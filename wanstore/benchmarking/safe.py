@@ -21,7 +21,7 @@ class SafeChoice:
 
 
 def choose_safe(rows: Sequence[BenchmarkRow], memory_gib: float) -> SafeChoice:
-    """The cheapest preset by p95 that worked, passed all hard checks and leaves a fifth of `memory_gib` free.
+    """The cheapest preset at its worst that worked, passed all hard checks and leaves a fifth of `memory_gib` free.
 
     `memory_gib` is the smallest GPU's that clips are to be made on. The rows come from one machine, so the quickest
     is the cheapest. Ties are decided by memory, and then by name.
@@ -34,7 +34,9 @@ def choose_safe(rows: Sequence[BenchmarkRow], memory_gib: float) -> SafeChoice:
     if not fit:
         return SafeChoice(None, ("no preset qualifies", *refused))
     best, *others = fit
-    dearer = tuple(f"{row.preset.name} qualifies too, and takes {row.seconds_p95:.1f} s (p95)" for row in others)
+    dearer = tuple(
+        f"{row.preset.name} qualifies too, and takes {row.seconds_at_worst:.1f} s {_at_worst(row)}" for row in others
+    )
     return SafeChoice(best.preset.name, (*_why(best, memory_gib), *dearer, *refused))
 
 
@@ -51,7 +53,7 @@ def needed_gib(memory: MemoryPeaks) -> float:
 
 
 def _cost(row: BenchmarkRow) -> tuple[float, float, str]:
-    return row.seconds_p95, needed_gib(row.memory) if row.memory else 0.0, row.preset.name
+    return row.seconds_at_worst, needed_gib(row.memory) if row.memory else 0.0, row.preset.name
 
 
 def _why(best: BenchmarkRow, memory_gib: float) -> tuple[str, ...]:
@@ -61,11 +63,17 @@ def _why(best: BenchmarkRow, memory_gib: float) -> tuple[str, ...]:
     guess = f", extrapolated from {steps} of {best.preset.steps} steps" if best.extrapolated else ""
     plan = (f"{name} was made under this memory plan: {best.memory_plan}",) if best.memory_plan else ()
     return (
-        f"{name} is the cheapest that qualifies: {best.seconds_p95:.1f} s (p95{guess})",
+        f"{name} is the cheapest that qualifies: {best.seconds_at_worst:.1f} s {_at_worst(best)}{guess}",
         f"{name} {_needs(best.memory, memory_gib)}",
         *plan,
         f"{name} passed every check of its frames" if best.quality else f"{name}'s frames were not checked",
     )
+
+
+def _at_worst(row: BenchmarkRow) -> str:
+    if row.seconds_p95:
+        return "(p95)"
+    return f"(the slowest of {len(row.rounds)})" if len(row.rounds) > 1 else "(one clip)"
 
 
 def _why_not(row: BenchmarkRow, memory_gib: float) -> str:

@@ -51,10 +51,12 @@ def test_fewer_steps_are_marked_and_extrapolated(pipe: Any) -> None:
     assert row.seconds_p50 == pytest.approx(row.rounds[0].seconds + 2 * row.step_seconds)
 
 
-def test_a_picture_of_the_clip_is_kept(pipe: Any, tmp_path: Path) -> None:
-    """In the folder that was named."""
+def test_a_picture_of_the_clip_and_the_clip_are_kept(pipe: Any, tmp_path: Path) -> None:
+    """In the folder that was named. Of a model that was not trained there is nothing to see, and nothing to score."""
     row = PipelineBenchmarker(pipe, pictures=tmp_path / "p").measure(PRESET, Quiet())
-    assert [path.name for path in (tmp_path / "p").iterdir()] == list(row.frames)
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [*row.frames, row.video]
+    untrained = PipelineBenchmarker(pipe, trained=False, pictures=tmp_path / "n").measure(PRESET, Quiet())
+    assert not (tmp_path / "n").exists() and untrained.worked and untrained.quality is None
 
 
 @pytest.mark.parametrize("memory", ["resident", "offload"])

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarking.reports import failed, report, row
+from tests.benchmarking.reports import clip, failed, report, row
 from wanstore.benchmarking import page
 from wanstore.benchmarking.cost import PRICES
 from wanstore.benchmarking.report import BenchmarkReport
@@ -65,18 +65,27 @@ def test_a_page_does_not_replace_its_own_json(tmp_path: Path) -> None:
 
 
 def test_results_have_seconds_memory_and_dollars(tmp_path: Path) -> None:
-    """A row for each preset, those that failed included; p50 and p95, torch and device."""
+    """A row for each preset, those that failed included; the median clip, torch and device."""
     results = section(written(FULL, tmp_path), "Results")
     dollars = f"{PRICES.usd(53.5, gpu='H100'):.4f}"
-    assert cells(results, "480p/3s") == ["ok", "53.5 / 53.5", "1.00", "10.0 / 12.0", dollars]
+    assert cells(results, "480p/3s") == ["ok", "53.5", "1.00", "10.0 / 12.0", dollars]
     assert cells(results, "720p/10s") == ["out of memory", "–", "–", "–", "–"]
     assert "3 GiB too much" in results and "beyond the trained length" in results
+
+
+def test_several_rounds_show_their_spread_and_a_p95_only_if_they_are_many(tmp_path: Path) -> None:
+    """Of three clips a p95 would be a guess."""
+    few = row(rounds=(clip(1.0), clip(1.2), clip(1.1)))
+    many = row("480p/5s", rounds=tuple(clip(1.0 + take / 50) for take in range(20)))
+    results = section(written(report(few, many), tmp_path), "Results")
+    assert cells(results, "480p/3s")[1] == "58.5 (53.5 to 63.5)"
+    assert cells(results, "480p/5s")[1] == "63.0 (53.5 to 72.5, p95 71.5)"
 
 
 def test_extrapolated_rows_are_marked(tmp_path: Path) -> None:
     """In the table, with what the mark means; and without such a row there is no mark."""
     results = section(written(FULL, tmp_path), "Results")
-    assert cells(results, "720p/5s")[:2] == ["ok, 10 of 50 steps measured", "≈ 254 / 254"]
+    assert cells(results, "720p/5s")[:2] == ["ok, 10 of 50 steps measured", "≈ 254"]
     assert cells(results, "720p/5s")[-1].startswith("≈ ") and "≈ is extrapolated" in results
     assert "≈" not in written(report(row()), tmp_path)
 
@@ -203,7 +212,7 @@ def test_the_summary_is_the_table_and_the_safe_preset() -> None:
     """What `summary` gives."""
     text = page.summary(FULL)
     assert text == page.summary(FULL)
-    assert cells(text, "480p/3s")[1:] == ["ok", "53.5", "53.5", "1.00", "10.0"] and "Safe preset: **480p/3s**" in text
+    assert cells(text, "480p/3s")[1:] == ["ok", "53.5", "–", "1.00", "10.0"] and "Safe preset: **480p/3s**" in text
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")

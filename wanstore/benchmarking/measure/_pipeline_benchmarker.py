@@ -38,8 +38,9 @@ class PipelineBenchmarker(Benchmarker):
     """Measures presets on a pipeline that is loaded: `rounds` clips each, after `warmup` short ones that don't count.
 
     With `steps`, by preset name, fewer denoising steps than a preset's are run, and the report extrapolates. With
-    `pictures` a sheet of each clip's frames is saved in that folder, and named in the row. `began`, by `time.time`,
-    is when the process started that loads the pipeline and makes its first clip.
+    `pictures` a sheet of each preset's last clip and the clip as an mp4 are saved in that folder, and named in the row.
+    Where the model is not `trained`, clips are noise: none is saved there, and scored only against a `reference`.
+    `began`, by `time.time`, is when the process started that loads the pipeline and makes its first clip.
 
     Each preset's last clip has the same prompt and seed in every run, whatever `rounds` and `warmup` are. It is saved
     in the folder `keep_clips`, and compared with the one that another run has saved in the folder `reference`.
@@ -49,6 +50,7 @@ class PipelineBenchmarker(Benchmarker):
     rounds: int = 1
     warmup: int = 0
     steps: Mapping[str, int] = attrs.field(factory=dict)
+    trained: bool = True
     pictures: Path | None = None
     keep_clips: Path | None = None
     reference: Path | None = None
@@ -96,9 +98,9 @@ class PipelineBenchmarker(Benchmarker):
             rounds=rounds,
             memory=watch.peaks(),  # before the frames are examined, which takes memory too
             energy_joules=_energy(joules, spent, rounds, preset),
-            quality=self._examine(frames, counted),
+            quality=self._examine(frames, counted) if self.trained or self.reference else None,
             first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
-            frames=self._picture(frames, preset),
+            **self._pictures(frames, preset),
             clip_sha256=save_clip(frames, self.keep_clips, preset) if self.keep_clips else "",
         )
         return self._with_plan(row, watch)
@@ -125,15 +127,18 @@ class PipelineBenchmarker(Benchmarker):
             return attrs.evolve(quality, missing={**quality.missing, **dict.fromkeys(COMPARED, why)})
         return examine(frames, preset, reference)
 
-    def _picture(self, frames: Any, preset: Preset) -> tuple[str, ...]:
-        if self.pictures is None:
-            return ()
+    def _pictures(self, frames: Any, preset: Preset) -> dict[str, Any]:
+        if self.pictures is None or not self.trained:
+            return {}
         from wanstore.benchmarking.measure._contact_sheet import contact_sheet
+        from wanstore.generation import write_clip
 
-        path = self.pictures / f"{preset.name.replace('/', '-')}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(frames, path)
-        return (path.name,)
+        sheet = self.pictures / f"{preset.name.replace('/', '-')}.jpg"
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(frames, sheet)
+        video = sheet.with_suffix(".mp4")
+        write_clip(frames, video)
+        return {"frames": (sheet.name,), "video": video.name}
 
 
 def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:

@@ -56,6 +56,14 @@ def result_of(row: BenchmarkRow) -> str:
     return row.status
 
 
+def spread_of(row: BenchmarkRow) -> str:
+    """The quickest and the slowest clip, and p95 where there are enough of them."""
+    if len(row.rounds) < 2:
+        return NONE
+    spread = " to ".join(number(seconds) for seconds in row.seconds_spread)
+    return f"{spread}, p95 {number(row.seconds_p95)}" if row.seconds_p95 else spread
+
+
 def measured_on(environment: Environment) -> str:
     """One sentence: the device, its memory, the day."""
     cap = environment.memory_cap_gib

@@ -9,11 +9,11 @@ from wanstore.benchmarking._outputs import check_page
 from wanstore.benchmarking.cost import PRICES, Prices
 from wanstore.benchmarking.page import _sections as sections
 from wanstore.benchmarking.page._charts import draw
-from wanstore.benchmarking.page._markdown import NONE, clip_of, measured_on, number, result_of, table
+from wanstore.benchmarking.page._markdown import NONE, clip_of, measured_on, number, result_of, spread_of, table
 from wanstore.benchmarking.report import BenchmarkReport
 from wanstore.benchmarking.rows import BenchmarkRow
 
-_COLUMNS = ("preset", "clip", "result", "#s, p50", "#s, p95", "#s a step", "#peak GiB")
+_COLUMNS = ("preset", "clip", "result", "#s, p50", "#quickest to slowest", "#s a step", "#peak GiB")
 
 
 def summary(report: BenchmarkReport) -> str:
@@ -63,5 +63,5 @@ def _short(row: BenchmarkRow) -> list[str]:
     figures = [NONE] * 4
     if row.worked:
         peak = number(row.memory.allocated_gib) if row.memory else NONE
-        figures = [number(row.seconds_p50), number(row.seconds_p95), number(row.step_seconds), peak]
+        figures = [number(row.seconds_p50), spread_of(row), number(row.step_seconds), peak]
     return [row.preset.name, clip_of(row.preset), result, *figures]

@@ -12,7 +12,18 @@ from wanstore.benchmarking.estimate import (
     denoising_petaflop,
     tflops_of,
 )
-from wanstore.benchmarking.page._markdown import NONE, clip_of, gib, measured_on, minutes, number, result_of, table, usd
+from wanstore.benchmarking.page._markdown import (
+    NONE,
+    clip_of,
+    gib,
+    measured_on,
+    minutes,
+    number,
+    result_of,
+    spread_of,
+    table,
+    usd,
+)
 from wanstore.benchmarking.report import BenchmarkReport
 from wanstore.benchmarking.rows import PHASES, BenchmarkRow, phase_seconds
 from wanstore.benchmarking.safe import MEMORY_SHARE, needed_gib
@@ -32,13 +43,11 @@ def opening(report: BenchmarkReport, json_name: str) -> list[str]:
     links = f"[How to read this page](benchmarking.md). The same figures for programs: [{json_name}]({json_name})."
     lines = ["# Benchmarks", "", "<!-- Written by `wanstore bench`: run it again instead of editing this page. -->", ""]
     lines += [f"What each preset costs. {measured_on(environment)} {links}", ""]
-    if "random" in environment.weights.lower():
+    if not report.trained:
         lines += [
             '!!! warning "Random weights"',
-            f"    The weights: {environment.weights}. Time and memory do not depend",
-        ]
-        lines += [
-            "    on their values. What clips show does: quality and pictures below say nothing about Wan 2.1.",
+            f"    The weights: {environment.weights}. Time and memory do not depend on their values. What clips",
+            "    show does: it would be noise, so there are no pictures and no scores.",
             "",
         ]
     return lines
@@ -62,13 +71,13 @@ def results(report: BenchmarkReport, prices: Prices) -> list[str]:
         about = "≈ " if row.extrapolated else ""
         clip, step, dollars, peak = NONE, NONE, NONE, NONE
         if row.worked:
-            clip = f"{about}{number(row.seconds_p50)} / {number(row.seconds_p95)}"
+            clip = f"{about}{number(row.seconds_p50)}" + (f" ({spread_of(row)})" if len(row.rounds) > 1 else "")
             step = number(row.step_seconds)
             dollars = about + usd(clip_cost(prices, gpu, row.seconds_p50, None).warm) if gpu else NONE
         if row.memory:
             peak = f"{gib(row.memory.allocated_gib)} / {gib(row.memory.device_gib)}"
         rows.append([f"**{row.preset.name}**", result_of(row), clip, step, peak, dollars])
-    head = ["preset", "result", "#s a clip, p50 / p95", "#s a step", "#peak GiB, torch / device", "#$ a clip"]
+    head = ["preset", "result", "#s a clip, p50 (spread)", "#s a step", "#peak GiB, torch / device", "#$ a clip"]
     notes = [f"- **{row.preset.name}**: {'; '.join(_notes(row))}." for row in report.rows]
     note = "≈ is extrapolated: fewer steps were measured, and the rest is counted at their median."
     extrapolated = any(row.worked and row.extrapolated for row in report.rows)
@@ -168,7 +177,8 @@ def clips(report: BenchmarkReport) -> list[str]:
     lines = []
     for row in report.rows:
         for picture in row.frames:
-            lines += [f"**{row.preset.name}**", "", f"![Frames of {row.preset.name}]({picture})", ""]
+            whole = f": [the clip]({row.video})" if row.video else ""
+            lines += [f"**{row.preset.name}**{whole}", "", f"![Frames of {row.preset.name}]({picture})", ""]
     return ["## Pictures", "", *lines] if lines else []
 
 

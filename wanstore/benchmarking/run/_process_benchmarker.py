@@ -102,7 +102,7 @@ class ProcessBenchmarker(Benchmarker):
         overall = _OverallProgress(progress, {preset.name: self._work(preset) for preset in missing})
         with contextlib.suppress(KeyboardInterrupt):
             for preset in missing:
-                row = self._measure(preset, overall)
+                row = self._measure(preset, overall, trained=not has_random_weights(manifest))
                 rows[preset.name] = row
                 saved.keep(keys[preset.name], row)
                 overall.done(preset.name)
@@ -125,7 +125,7 @@ class ProcessBenchmarker(Benchmarker):
             raise DeviceError(f"The device could not be asked: {end.reason}", "Look at nvidia-smi and the kernel's log")
         return found[0]
 
-    def _measure(self, preset: Preset, overall: _OverallProgress) -> BenchmarkRow:
+    def _measure(self, preset: Preset, overall: _OverallProgress, *, trained: bool) -> BenchmarkRow:
         found: list[BenchmarkRow] = []
 
         def on_event(event: str, *args: Any) -> None:
@@ -148,13 +148,18 @@ class ProcessBenchmarker(Benchmarker):
             memory=self.memory,
             attention=self.attention,
             pictures=str(self.report.absolute().parent / assets) if self.report else None,
+            trained=trained,
             keep_clips=str(self.keep_clips.absolute()) if self.keep_clips else None,
             reference=str(self.reference.absolute()) if self.reference else None,
             began=time.time(),
         )
         end = run_worker(job, on_event, self.timeout_seconds)
         if found:
-            return attrs.evolve(found[0], frames=tuple(f"{assets}/{name}" for name in found[0].frames))
+            return attrs.evolve(
+                found[0],
+                frames=tuple(f"{assets}/{name}" for name in found[0].frames),
+                video=found[0].video and f"{assets}/{found[0].video}",
+            )
         return BenchmarkRow(preset, "timeout" if end.timed_out else "crash", end.reason)
 
     def _lacks_clip(self, preset: Preset, keys: Mapping[str, str], saved: SavedRows) -> bool:
@@ -194,8 +199,12 @@ def describe_weights(manifest: Manifest) -> str:
     """What was measured, in words: name, where it came from, and plainly if the weights are random."""
     source = manifest.source
     text = f"{manifest.name}: {source.location} ({source.kind}) at {source.commit[:12]}"
-    random = manifest.notes.get("weights") == "random" or source.kind == "random"
-    return f"RANDOM weights, not a trained model. {text}" if random else text
+    return f"RANDOM weights, not a trained model. {text}" if has_random_weights(manifest) else text
+
+
+def has_random_weights(manifest: Manifest) -> bool:
+    """Whether its makers say that nothing was trained: clips are noise then."""
+    return manifest.notes.get("weights") == "random" or manifest.source.kind == "random"
 
 
 class _OverallProgress:

@@ -11,10 +11,7 @@ from typing import Any
 
 from wanstore._json import from_json, to_json
 from wanstore.benchmarking._older_reports import upgraded_row
-from wanstore.benchmarking.rows import BenchmarkRow
-
-_FINAL = ("ok", "out of memory", "failed")
-"""What another try would find again; a timeout or a crash may have been the machine's fault."""
+from wanstore.benchmarking.rows import FINAL, BenchmarkRow
 
 
 class SavedRows:
@@ -34,7 +31,7 @@ class SavedRows:
             row = from_json(upgraded_row(self._rows[key]), BenchmarkRow)
         except (KeyError, TypeError, ValueError):
             return None
-        return row if row.status in _FINAL else None
+        return row if row.status in FINAL else None
 
     def keep(self, key: str, row: BenchmarkRow) -> None:
         """Save it; a reader of the file sees the rows before or with it."""

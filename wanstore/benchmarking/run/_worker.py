@@ -29,8 +29,9 @@ from wanstore.presets import Preset
 class Job:
     """What to measure, and how. Without a preset the machine is described, and nothing more.
 
-    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`. `pictures`, `keep_clips`
-    and `reference` are as for `PipelineBenchmarker`; `began` is when the process was started, by `time.time`.
+    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`. `trained`, `pictures`,
+    `keep_clips` and `reference` are as for `PipelineBenchmarker`; `began` is when the process was started, by
+    `time.time`.
     """
 
     folder: str
@@ -43,6 +44,7 @@ class Job:
     dtype: dict[str, str] = attrs.field(factory=dict)
     memory: MemoryMode = "auto"
     attention: str | None = None
+    trained: bool = True
     pictures: str | None = None
     keep_clips: str | None = None
     reference: str | None = None
@@ -101,8 +103,8 @@ def measure(job: Job, preset: Preset, progress: PipeProgress) -> BenchmarkRow:
         return row_of(preset, error)
     compared_seconds = time.time() - loaded  # a service would not do this before its first clip
     benchmarker = PipelineBenchmarker(
-        pipe, job.rounds, job.warmup, job.steps, _path(job.pictures), _path(job.keep_clips), _path(job.reference),
-        began=job.began + compared_seconds,
+        pipe, job.rounds, job.warmup, job.steps, job.trained, _path(job.pictures), _path(job.keep_clips),
+        _path(job.reference), began=job.began + compared_seconds,
     )  # fmt: skip
     attention = pipe.load_report.attention
     return attrs.evolve(
