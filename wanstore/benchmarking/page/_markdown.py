@@ -37,11 +37,6 @@ def usd(value: float | None) -> str:
     return f"{value:.2f}" if value >= 1 else f"{value:.3f}" if value >= 0.1 else f"{value:.4f}"
 
 
-def minutes(seconds: float) -> str:
-    """To a tenth below ten minutes."""
-    return f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:.0f}"
-
-
 def clip_of(preset: Preset) -> str:
     """Size, frames and steps: 832×480, 49 frames (3 s), 50 steps."""
     seconds = preset.frames / FRAMES_PER_SECOND

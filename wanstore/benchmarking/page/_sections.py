@@ -17,13 +17,13 @@ from wanstore.benchmarking.page._markdown import (
     clip_of,
     gib,
     measured_on,
-    minutes,
     number,
     result_of,
     spread_of,
     table,
     usd,
 )
+from wanstore.benchmarking.plan import minutes
 from wanstore.benchmarking.report import BenchmarkReport
 from wanstore.benchmarking.rows import PHASES, BenchmarkRow, phase_seconds
 from wanstore.benchmarking.safe import MEMORY_SHARE, needed_gib
