@@ -1,76 +1,373 @@
-"""What each preset costs on the GPU of production: a container for each preset, one table at the end.
+"""What each preset costs on the GPU of production: a container for each preset, and a page at the end.
 
-    modal run examples/benchmark_modal.py                                   # after examples/setup_modal.py
+    modal run --detach examples/benchmark_modal.py        # all four; it goes on without this machine
+    modal run examples/benchmark_modal.py --fetch         # bring the page home, as far as it has got
+    modal run examples/benchmark_modal.py --quick         # minutes, not hours: 4 steps, the rest extrapolated
+    modal run examples/benchmark_modal.py --resume        # measure what is missing, after whatever went wrong
     modal run examples/benchmark_modal.py --gpu H100 --presets 480p/3s,480p/5s
+    modal run examples/benchmark_modal.py --cold-start    # how fast a deployed class is ready, by snapshot
 
-Run it from the root of a checkout with wanstore installed: `pip install -e '.[modal]'`. It prints the table and writes
-docs/benchmarks.md and docs/benchmarks.json, which examples/endpoint_modal.py reads its safe preset from. Each preset
-gets a fresh container, so that none inherits another's memory or warm caches, and all of them run side by side.
+Run it from the root of a checkout, after examples/setup_modal.py; this machine needs nothing but `modal`. The plan
+comes first: minutes, dollars and time limit of each preset, worked out from its arithmetic. What cannot be done in
+time is refused then, before a GPU starts.
+
+A container without a GPU conducts the rest. It starts a container for each preset, side by side, so that none inherits
+another's memory or warm caches. Each saves its row on the Volume as soon as it has it. A preset that fails, times out
+or whose container dies is a row too, and the page is written anew after each row: everything lies below
+`/benchmarks/GPU/` on the Volume, page, JSON, charts, contact sheets and clips. Without --detach the run ends with this
+program, but what was measured stays: --resume goes on from there.
+
+An L4's page is docs/benchmarks.md, whose JSON examples/endpoint_modal.py reads its safe preset and time limits from.
+Another device's page has its name, as docs/benchmarks-h100.md. Options: --presets A,B, --steps N, --rounds N,
+--timeout SECONDS for each preset, --gpu, --out FOLDER, --name and --volume of the pipeline.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import sys
+import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
 import modal
 from modal_common import DEVICE, NAME, VOLUME, image, preset_to_run
 
+from wanstore.benchmarking import plan as planning
 from wanstore.benchmarking.cost import PRICES
 
 GPU = "L4"
-CORES, MEMORY_GIB = 2, 16
+CONTAINER = {"cores": 2, "memory_gib": 16}
 ATTENTION = "auto"
 """Compares the backends that work and takes the fastest. Seconds, beside minutes for a clip."""
+RESERVE_SECONDS = 30
+"""What a container has, after its preset was stopped, to say so. Only if it does not is it stopped itself."""
+POLL_SECONDS = 5
 
 app = modal.App("wanstore-benchmark", image=image)
 
 
+class Results:
+    """A benchmark's files on the Volume, through the client's own calls.
+
+    So nobody needs the Volume mounted to write to, where it could break what others load, and nothing waits for a
+    commit.
+    """
+
+    def __init__(self, volume: str, gpu: str) -> None:
+        self.stem = "benchmarks" if gpu == GPU else f"benchmarks-{(gpu or 'cpu').lower()}"
+        self._volume = modal.Volume.from_name(volume)
+        self._folder = f"benchmarks/{gpu or 'cpu'}"
+
+    def write(self, files: dict[str, bytes]) -> None:
+        """Each file whole, in place of an earlier one."""
+        with self._volume.batch_upload(force=True) as batch:
+            for name, content in files.items():
+                batch.put_file(io.BytesIO(content), f"/{self._folder}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return b"".join(self._volume.read_file(f"{self._folder}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def read_json(self, name: str) -> Any:
+        content = self.read(name)
+        return None if content is None else json.loads(content)
+
+    def names(self, below: str) -> list[str]:
+        try:
+            entries = self._volume.listdir(f"{self._folder}/{below}", recursive=True)
+        except (FileNotFoundError, modal.exception.NotFoundError):
+            return []
+        files = [entry.path for entry in entries if entry.type == modal.volume.FileEntryType.FILE]
+        return [path.lstrip("/").removeprefix(f"{self._folder}/") for path in files]
+
+    def clear(self) -> None:
+        for name in self.names(""):
+            self._volume.remove_file(f"{self._folder}/{name}")
+
+
+def row_file(preset: str) -> str:
+    return f"rows/{preset.replace('/', '-')}.json"
+
+
+class TimeLeft:
+    """A progress for logs: a line for each tenth of a preset's steps, with the time left."""
+
+    def __init__(self, preset: str) -> None:
+        self._preset, self._total, self._done, self._began = preset, 1, 0, time.monotonic()
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        if unit == "%":  # the task of the whole run
+            self._total, self._done, self._began = max(total, 1), 0, time.monotonic()
+            self._task = task
+
+    def advance(self, task: str, amount: int) -> None:
+        if task != self._task:
+            return
+        before = self._done
+        self._done += amount
+        if before * 10 // self._total < self._done * 10 // self._total:
+            left = (time.monotonic() - self._began) * (self._total - self._done) / self._done
+            share = f"{self._done / self._total:.0%}"
+            print(f"{self._preset}: {share}, about {planning.minutes(left)} minutes left", flush=True)
+
+    def finish(self, task: str) -> None: ...
+
+    def message(self, text: str) -> None:
+        print(text, flush=True)
+
+
 @app.function(
     gpu=GPU if DEVICE == "cuda" else None,
-    cpu=CORES,
-    memory=MEMORY_GIB * 1024,
+    cpu=CONTAINER["cores"],
+    memory=CONTAINER["memory_gib"] * 1024,
     env={"WANSTORE_DEVICE": DEVICE},
-    timeout=3 * 3600,
     single_use_containers=True,
 )
-def measure(volume: str, name: str, preset: str) -> tuple[Any, float]:
-    """The report of one preset, and the seconds that it took with the loading."""
+def measure(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any]) -> None:
+    """Measure one preset and save its row, whatever came of it, with its pictures."""
     from wanstore.api import bench
 
     began = time.monotonic()
-    report = bench(f"modal://{volume}/{name}", presets=[preset_to_run(preset)], device=DEVICE, attention=ATTENTION)
-    return report, time.monotonic() - began
+    results = Results(volume, gpu)
+    with tempfile.TemporaryDirectory() as work:
+        page = Path(work, f"{results.stem}.md")
+        report = bench(
+            f"modal://{volume}/{name}",
+            presets=[one.preset],
+            rounds=one.rounds,
+            steps=one.steps,
+            device=DEVICE,
+            attention=ATTENTION,
+            timeout_seconds=one.timeout_seconds,
+            report=page,
+            progress=TimeLeft(one.preset.name),
+        )
+        pictures = {f"page/{file.relative_to(work)}": file.read_bytes() for file in Path(work).rglob("assets/*/*")}
+    row = {"recipe": recipe, "seconds": time.monotonic() - began, "report": json.loads(report.to_json())}
+    results.write({**pictures, row_file(one.preset.name): json.dumps(row).encode()})
 
 
-@app.local_entrypoint()
-def main(
-    presets: str = "", gpu: str = GPU, name: str = NAME, volume: str = VOLUME, out: str = "docs/benchmarks.md"
-) -> None:
+@app.function(timeout=planning.DAY_SECONDS, env={"WANSTORE_DEVICE": DEVICE}, single_use_containers=True)
+def conduct(run: str, volume: str, name: str, gpu: str, plans: list[planning.Plan], resume: bool) -> dict[str, str]:
+    """Start what is missing, wait for it, and write the page after each row. The summary, or what is in the way.
+
+    Modal may end this container and give its work to another: that one finds the rows and the calls of the same `run`.
+    """
+    import wanstore
+    from wanstore.errors import WanstoreError
+
+    results = Results(volume, gpu)
+    try:
+        weights = wanstore.open_store(f"modal://{volume}").manifest(name).digest
+    except WanstoreError as error:
+        return {"error": str(error)}
+    before = results.read_json("run.json") or {}
+    if not resume and before.get("run") != run:
+        results.clear()
+        before = {}
+    recipes = {one.preset.name: recipe_of(one, weights) for one in plans}
+    began = time.monotonic()
+    calls: dict[str, Any] = {}
+    ids: dict[str, Any] = {}
+    for one in plans:
+        preset = one.preset.name
+        if has_final_row(results, preset, recipes[preset]):
+            print(f"{preset} was measured before by this recipe: not measured again", flush=True)
+            continue
+        earlier = before.get("calls", {}).get(preset, {})
+        calls[preset] = (
+            running_call(earlier.get("id")) if earlier.get("recipe") == recipes[preset] else None
+        ) or start(volume, name, gpu, one, recipes[preset])
+        ids[preset] = {"id": calls[preset].object_id, "recipe": recipes[preset]}
+    results.write({"run.json": json.dumps({"run": run, "calls": ids}).encode()})
+
+    while True:
+        summary = write_page(results, gpu, plans, recipes)
+        if not calls:
+            return {"summary": summary}
+        done = wait_for_one(calls)
+        for preset, failure in done.items():
+            del calls[preset]
+            if failure:
+                row = {"recipe": recipes[preset], "seconds": time.monotonic() - began, **failure}
+                results.write({row_file(preset): json.dumps(row).encode()})
+                print(f"{preset}: {failure['status']}, {failure['reason']}", flush=True)
+        print(f"{len(plans) - len(calls)} of {len(plans)} presets have a row", flush=True)
+
+
+def recipe_of(one: planning.Plan, weights: str) -> dict[str, Any]:
+    """What a row's figures depend on: rows of the same recipe may stand for one another."""
     import attrs
 
-    from wanstore.benchmarking.page import check_page, summary, write
-    from wanstore.presets import PRESETS, preset_named
+    import wanstore
 
-    names = [preset_named(wanted).name for wanted in presets.split(",") if wanted] or list(PRESETS)
-    check_page(Path(out))  # before a GPU is paid for
-    where: dict[str, Any] = {
-        "volumes": {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)}
+    preset = {**attrs.asdict(one.preset), "notes": ""}
+    how = {"rounds": one.rounds, "steps": one.steps, "attention": ATTENTION, "weights": weights}
+    return {"preset": preset, **how, "wanstore": wanstore.__version__}
+
+
+def has_final_row(results: Results, preset: str, recipe: dict[str, Any]) -> bool:
+    """Whether another try would find the same: a timeout or a crash may have been the machine's fault."""
+    from wanstore.benchmarking.rows import FINAL
+
+    row = results.read_json(row_file(preset))
+    return bool(row) and row["recipe"] == recipe and "report" in row and row["report"]["rows"][0]["status"] in FINAL
+
+
+def running_call(call_id: str | None) -> Any:
+    """An earlier run's call that is still at it."""
+    if call_id is None:
+        return None
+    call = modal.FunctionCall.from_id(call_id)
+    try:
+        call.get(timeout=0)
+    except TimeoutError:
+        return call
+    except Exception as error:  # noqa: BLE001 - whatever ended it, it has no row
+        print(f"an earlier measurement ended ({type(error).__name__}), and starts again", flush=True)
+    return None
+
+
+def start(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any]) -> Any:
+    """A container for one preset, which Modal stops if it does not stop itself."""
+    options: dict[str, Any] = {
+        "volumes": {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)},
+        "timeout": min(one.timeout_seconds + RESERVE_SECONDS, planning.DAY_SECONDS),
     }
-    if DEVICE == "cuda":
-        where["gpu"] = gpu
-    results = list(measure.with_options(**where).starmap((volume, name, preset) for preset in names))
-    report = attrs.evolve(results[0][0], rows=tuple(row for part, _ in results for row in part.rows))
+    if gpu:
+        options["gpu"] = gpu
+    return measure.with_options(**options).spawn(volume, name, gpu, one, recipe)
 
-    write(report, Path(out))
-    print(summary(report))
-    print(cost(sum(seconds for _, seconds in results), gpu if DEVICE == "cuda" else ""))
-    print(f"{out} is written")
+
+def wait_for_one(calls: dict[str, Any]) -> dict[str, dict[str, str] | None]:
+    """The presets that are done, at least one of them; None for those whose container has saved a row."""
+    while True:
+        done: dict[str, dict[str, str] | None] = {}
+        for preset, call in calls.items():
+            try:
+                call.get(timeout=POLL_SECONDS / len(calls))
+            except TimeoutError:
+                continue
+            except modal.exception.FunctionTimeoutError as error:
+                done[preset] = {"status": "timeout", "reason": f"Modal stopped its container: {error}"}
+            except Exception as error:  # noqa: BLE001 - whatever it was, it is this preset's alone
+                done[preset] = {"status": "crash", "reason": f"its container failed: {error or type(error).__name__}"}
+            else:
+                done[preset] = None
+        if done:
+            return done
+
+
+def write_page(results: Results, gpu: str, plans: list[planning.Plan], recipes: dict[str, Any]) -> str:
+    """The page, its JSON and charts of the rows that there are; the summary for a terminal."""
+    import datetime
+
+    import attrs
+
+    from wanstore.benchmarking.page import summary, write
+    from wanstore.benchmarking.report import BenchmarkReport, Environment
+    from wanstore.benchmarking.rows import BenchmarkRow
+
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    environment, rows, seconds = Environment(f"{gpu or 'CPU'}, before any row", 0.0, now), [], 0.0
+    for one in plans:
+        found = results.read_json(row_file(one.preset.name))
+        if found is None or found["recipe"] != recipes[one.preset.name]:
+            continue
+        seconds += found["seconds"]
+        if "report" in found:
+            report = BenchmarkReport.from_json(json.dumps(found["report"]))
+            environment, rows = report.environment, [*rows, *report.rows]
+        else:
+            rows.append(BenchmarkRow(one.preset, found["status"], found["reason"]))
+    environment = attrs.evolve(environment, command=f"modal run examples/benchmark_modal.py --gpu {gpu}" if gpu else "")
+    report = BenchmarkReport(environment, tuple(rows))
+    with tempfile.TemporaryDirectory() as work:
+        write(report, Path(work, f"{results.stem}.md"))
+        written = {f"page/{file.relative_to(work)}": file.read_bytes() for file in Path(work).rglob("*.*")}
+    missing = [one.preset.name for one in plans if one.preset.name not in {row.preset.name for row in rows}]
+    text = (
+        summary(report)
+        + (f"\nWithout a row yet: {', '.join(missing)}\n" if missing else "")
+        + "\n"
+        + cost(seconds, gpu)
+    )
+    results.write({**written, "summary.txt": text.encode()})
+    return text
 
 
 def cost(seconds: float, gpu: str) -> str:
     if gpu and gpu not in PRICES.gpu_second:
         return f"{seconds:.0f} s of {gpu}, whose price is not in wanstore's table"
-    usd = PRICES.usd(seconds, cores=CORES, memory_gib=MEMORY_GIB, gpu=gpu)
+    usd = PRICES.usd(seconds, gpu=gpu, **CONTAINER)
     return f"{seconds:.0f} s of {gpu or 'CPU'} for about ${usd:.4f} (prices of {PRICES.date})"
+
+
+@app.local_entrypoint()
+def main(
+    presets: str = "",
+    steps: int = 0,
+    rounds: int = 0,
+    timeout: int = 0,
+    gpu: str = GPU,
+    quick: bool = False,
+    resume: bool = False,
+    fetch: bool = False,
+    name: str = NAME,
+    volume: str = VOLUME,
+    out: str = "docs",
+) -> None:
+    from wanstore.errors import WanstoreError
+    from wanstore.presets import PRESETS
+
+    gpu = gpu if DEVICE == "cuda" else ""
+    results = Results(volume, gpu)
+    if fetch:
+        bring_home(results, out)
+        return
+    try:
+        plans = planning.plan(
+            [preset_to_run(preset) for preset in presets.split(",") if preset] or list(map(preset_to_run, PRESETS)),
+            gpu,
+            rounds=rounds or (1 if quick else None),
+            steps=steps or (planning.QUICK_STEPS if quick else None),
+            timeout_seconds=timeout or None,
+        )
+    except WanstoreError as error:
+        sys.exit(str(error))
+    check_folder(out)  # before a GPU is paid for
+    print("\n".join(planning.lines(plans, gpu, **CONTAINER)), flush=True)
+
+    mounted = {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)}
+    run = uuid.uuid4().hex
+    ended = conduct.with_options(volumes=mounted).remote(run, volume, name, gpu, list(plans), resume)
+    if "error" in ended:
+        sys.exit(ended["error"])
+    bring_home(results, out)
+
+
+def check_folder(out: str) -> None:
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        sys.exit(f"{out} cannot be written ({error.strerror}). Name another folder with --out")
+
+
+def bring_home(results: Results, out: str) -> None:
+    """The page and all that belongs to it, from the Volume into the folder `out`."""
+    summary = results.read("summary.txt")
+    if summary is None:
+        sys.exit("There is no page yet. Run this without --fetch first")
+    for file in results.names("page"):
+        target = Path(out, file.removeprefix("page/"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(results.read(file) or b"")
+    print(summary.decode())
+    print(f"{Path(out, results.stem)}.md is written, with its JSON and pictures beside it")

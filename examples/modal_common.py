@@ -35,10 +35,12 @@ image = (
         "filelock==4.2.11",
         "ftfy==6.3.1",
         "huggingface_hub==2.4.0",
+        "matplotlib==3.11.2",
         "numpy==2.4.6",
         "nvidia-ml-py==13.615.71",
         "rich==15.0.0",
         "safetensors==0.8.0",
+        "scikit-image==0.26.0",
         "tokenizers==0.23.3",
         "transformers==5.23.0",
     )

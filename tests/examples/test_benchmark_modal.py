@@ -1,47 +1,126 @@
-"""examples/benchmark_modal.py: presets fanned out over containers, one report at home."""
+"""examples/benchmark_modal.py: presets in containers of their own, rows on the Volume, one page at home."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.examples.account import Account
+from tests.examples.account import Account, wait_for
+from tests.modal_loopback.container import Container
+from wanstore.presets import PRESETS
 from wanstore.testing.manifests import seal_as_is
 
 BENCHMARK = ("run", "examples/benchmark_modal.py")
+ON_CPU = {"WANSTORE_DEVICE": "cpu"}
 
 
-def test_presets_are_measured_apart_and_reported_together(account: Account, tiny_fp16: Path, tmp_path: Path) -> None:
-    """A container for each; the table, the Markdown file and its JSON say the same, in the order asked for."""
-    folder = account.control.volumes.create("anime-models").folder / "wan2.1-fp16"
-    shutil.copytree(tiny_fp16, folder)
-    seal_as_is(folder)
-    out = tmp_path / "site/benchmarks.md"
-    result = account.modal(*BENCHMARK, "--presets", "480p/5s,480p/3s", "--out", str(out), WANSTORE_DEVICE="cpu")
+@pytest.fixture(autouse=True)
+def volume(account: Account, tiny_fp16: Path) -> Iterator[Path]:
+    """The Volume as setup leaves it, with a tiny pipeline."""
+    folder = account.control.volumes.create("anime-models").folder
+    shutil.copytree(tiny_fp16, folder / "wan2.1-fp16")
+    seal_as_is(folder / "wan2.1-fp16", weights="random")
+    yield folder
+    account.control.volumes.delete(account.control.volumes.named("anime-models").volume_id)  # type: ignore[union-attr]
+
+
+def measuring(account: Account, preset: str) -> Container:
+    """The container that measures a preset, as soon as there is one."""
+
+    def find() -> Container | None:
+        containers = [one for one in account.control.containers.alive if one.name == "measure"]
+        return next((one for one in containers for (args, _) in one.arguments() if args[3].preset.name == preset), None)
+
+    return wait_for(find)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((folder / "benchmarks-cpu.json").read_text())["rows"]
+    return rows
+
+
+def test_presets_are_measured_apart_and_reported_together(account: Account, volume: Path, tmp_path: Path) -> None:
+    """A container for each; the plan before, then table, page, charts and JSON, in the order asked for.
+
+    It is the page of a CPU, which says so by its name. Clips of random weights are noise, so there is none.
+    """
+    before = len(account.control.containers.started)
+    result = account.modal(*BENCHMARK, "--presets", "480p/5s,480p/3s", "--out", str(tmp_path), **ON_CPU)
     assert result.returncode == 0, result.stdout
-    assert [container.name for container in account.control.containers.started] == ["measure"] * 2
-    rows = json.loads(out.with_suffix(".json").read_text())["rows"]
-    assert [row["preset"]["name"] for row in rows] == ["480p/5s", "480p/3s"] and all(row["rounds"] for row in rows)
-    assert json.loads(out.with_suffix(".json").read_text())["safe_preset"] in ("480p/5s", "480p/3s")
-    assert all(row["load_seconds"] > 0 and row["status"] == "ok" for row in rows)
-    assert [line.split()[1] for line in result.stdout.splitlines() if line.startswith("| 480p")] == [
-        "480p/5s",
-        "480p/3s",
-    ]
-    assert "**480p/5s**" in out.read_text() and "**480p/3s**" in out.read_text()
+    assert [one.name for one in account.control.containers.started[before:]] == ["conduct", "measure", "measure"]
+    lines = result.stdout.splitlines()
+    plan = next(number for number, line in enumerate(lines) if line.startswith("preset "))
+    assert [line.split()[0] for line in lines[plan + 1 : plan + 3]] == ["480p/5s", "480p/3s"]
+    assert any("480p/3s: 100%" in line for line in lines[plan:]), "progress is told"
     assert "for about $" in result.stdout
+
+    rows = rows_of(tmp_path)
+    assert [row["preset"]["name"] for row in rows] == ["480p/5s", "480p/3s"] and all(row["rounds"] for row in rows)
+    assert all(row["load_seconds"] > 0 and row["status"] == "ok" for row in rows)
+    page = (tmp_path / "benchmarks-cpu.md").read_text()
+    assert "**480p/5s**" in page and "**480p/3s**" in page and "Random weights" in page
+    drawn = sorted(file.name for file in (tmp_path / "assets/benchmarks-cpu").iterdir())
+    assert drawn == ["memory.svg", "time.svg"] and all(f"assets/benchmarks-cpu/{name}" in page for name in drawn)
+    assert (volume / "benchmarks/cpu/page/benchmarks-cpu.md").read_text() == page
+
+
+def test_whatever_goes_wrong_the_page_has_a_row_for_each_preset(
+    account: Account, volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One preset hangs beyond its time limit, one container is killed, the client goes away: --resume mends it.
+
+    What was measured stays as it was.
+    """
+    monkeypatch.setattr(account.control.containers, "most", 4)
+    arguments = (*BENCHMARK, "--timeout", "35", "--out", str(tmp_path))
+    process = account.start(*arguments, **ON_CPU)
+    measuring(account, "480p/5s").kill()
+    os.killpg(measuring(account, "720p/5s").process_id, signal.SIGSTOP)
+    saved = volume / "benchmarks/cpu/rows/480p-3s.json"
+    wait_for(saved.exists, 90)
+    wait_for((volume / "benchmarks/cpu/rows/480p-5s.json").exists, 90)
+    process.kill()
+    process.communicate()
+    account.control.lose_clients()
+    wait_for(lambda: not account.control.containers.alive)
+    kept = saved.read_bytes()
+
+    process = account.start(*arguments, "--resume", **ON_CPU)
+    os.killpg(measuring(account, "720p/5s").process_id, signal.SIGSTOP)
+    output, _ = process.communicate(timeout=110)
+    assert process.returncode == 0, output
+    assert "480p/3s was measured before" in output and saved.read_bytes() == kept
+    rows = rows_of(tmp_path)
+    assert [row["preset"]["name"] for row in rows] == list(PRESETS)
+    assert [row["status"] for row in rows] == ["ok", "ok", "timeout", "ok"]
+    assert "hit its timeout of 65s" in rows[2]["reason"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--presets", "8k/1h"], "There is no preset"), (["--out", "/proc/page.md"], "/proc cannot be written")],
-)
-def test_what_cannot_be_costs_nothing(account: Account, arguments: list[str], message: str) -> None:
-    """A preset that there isn't, a page that can't be written: refused before any container starts."""
+    [(["--presets", "8k/1h"], "There is no preset"), (["--out", "/proc/docs"], "cannot be written"),
+     (["--fetch"], "There is no page yet"), (["--name", "other"], "other")],
+)  # fmt: skip
+def test_what_cannot_be_costs_no_gpu(account: Account, arguments: list[str], message: str) -> None:
+    """A preset or pipeline that there isn't, a folder that can't be written, a page that there isn't: one line."""
     before = len(account.control.containers.started)
-    result = account.modal(*BENCHMARK, *arguments, WANSTORE_DEVICE="cpu")
-    assert result.returncode == 1 and message in " ".join(result.stdout.split())
+    result = account.modal(*BENCHMARK, *arguments, **ON_CPU)
+    assert result.returncode == 1 and message in " ".join(result.stdout.split()), result.stdout
+    assert "Traceback" not in result.stdout
+    assert "measure" not in [one.name for one in account.control.containers.started[before:]]
+
+
+def test_what_cannot_be_done_in_time_is_refused_with_its_cost(account: Account) -> None:
+    """On an L4, by arithmetic, before anything is started."""
+    before = len(account.control.containers.started)
+    result = account.modal(*BENCHMARK, "--presets", "720p/10s", "--timeout", "3600")
+    told = " ".join(result.stdout.split())
+    assert result.returncode == 1 and "720p/10s cannot be measured in 60 minutes" in told and "$" in told
     assert len(account.control.containers.started) == before
