@@ -33,6 +33,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import cold_start_modal
 import modal
 from modal_common import DEVICE, NAME, VOLUME, image, preset_to_run
 
@@ -46,8 +47,9 @@ ATTENTION = "auto"
 RESERVE_SECONDS = 30
 """What a container has, after its preset was stopped, to say so. Only if it does not is it stopped itself."""
 POLL_SECONDS = 5
+COLD_STARTS = "cold-starts.json"
 
-app = modal.App("wanstore-benchmark", image=image)
+app = modal.App("wanstore-benchmark", image=image.add_local_python_source("cold_start_modal"))
 
 
 class Results:
@@ -86,9 +88,14 @@ class Results:
         files = [entry.path for entry in entries if entry.type == modal.volume.FileEntryType.FILE]
         return [path.lstrip("/").removeprefix(f"{self._folder}/") for path in files]
 
+    def remove(self, name: str) -> None:
+        self._volume.remove_file(f"{self._folder}/{name}")
+
     def clear(self) -> None:
+        """All but the cold starts, which are measured apart."""
         for name in self.names(""):
-            self._volume.remove_file(f"{self._folder}/{name}")
+            if name != COLD_STARTS:
+                self.remove(name)
 
 
 def row_file(preset: str) -> str:
@@ -172,12 +179,13 @@ def conduct(run: str, volume: str, name: str, gpu: str, plans: list[planning.Pla
         results.clear()
         before = {}
     recipes = {one.preset.name: recipe_of(one, weights) for one in plans}
+    drop_other_recipes(results, recipes)
     began = time.monotonic()
     calls: dict[str, Any] = {}
     ids: dict[str, Any] = {}
     for one in plans:
         preset = one.preset.name
-        if has_final_row(results, preset, recipes[preset]):
+        if has_final_row(results, preset):
             print(f"{preset} was measured before by this recipe: not measured again", flush=True)
             continue
         earlier = before.get("calls", {}).get(preset, {})
@@ -188,7 +196,7 @@ def conduct(run: str, volume: str, name: str, gpu: str, plans: list[planning.Pla
     results.write({"run.json": json.dumps({"run": run, "calls": ids}).encode()})
 
     while True:
-        summary = write_page(results, gpu, plans, recipes)
+        summary = write_page(results, gpu, waited_for=list(calls))
         if not calls:
             return {"summary": summary}
         done = wait_for_one(calls)
@@ -212,12 +220,20 @@ def recipe_of(one: planning.Plan, weights: str) -> dict[str, Any]:
     return {"preset": preset, **how, "wanstore": wanstore.__version__}
 
 
-def has_final_row(results: Results, preset: str, recipe: dict[str, Any]) -> bool:
+def drop_other_recipes(results: Results, recipes: dict[str, Any]) -> None:
+    """Rows that were made otherwise than is asked for now. Those of presets that are not asked for stay."""
+    for preset, recipe in recipes.items():
+        row = results.read_json(row_file(preset))
+        if row and row["recipe"] != recipe:
+            results.remove(row_file(preset))
+
+
+def has_final_row(results: Results, preset: str) -> bool:
     """Whether another try would find the same: a timeout or a crash may have been the machine's fault."""
     from wanstore.benchmarking.rows import FINAL
 
     row = results.read_json(row_file(preset))
-    return bool(row) and row["recipe"] == recipe and "report" in row and row["report"]["rows"][0]["status"] in FINAL
+    return bool(row) and "report" in row and row["report"]["rows"][0]["status"] in FINAL
 
 
 def running_call(call_id: str | None) -> Any:
@@ -264,42 +280,62 @@ def wait_for_one(calls: dict[str, Any]) -> dict[str, dict[str, str] | None]:
             return done
 
 
-def write_page(results: Results, gpu: str, plans: list[planning.Plan], recipes: dict[str, Any]) -> str:
+def write_page(results: Results, gpu: str, waited_for: list[str]) -> str:
     """The page, its JSON and charts of the rows that there are; the summary for a terminal."""
     import datetime
 
     import attrs
 
+    from wanstore.benchmarking.cold_starts import ColdStarts, Start
     from wanstore.benchmarking.page import summary, write
     from wanstore.benchmarking.report import BenchmarkReport, Environment
     from wanstore.benchmarking.rows import BenchmarkRow
+    from wanstore.presets import PRESETS, Preset
 
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    environment, rows, seconds = Environment(f"{gpu or 'CPU'}, before any row", 0.0, now), [], 0.0
-    for one in plans:
-        found = results.read_json(row_file(one.preset.name))
-        if found is None or found["recipe"] != recipes[one.preset.name]:
-            continue
+    environment, rows, seconds = Environment(f"{gpu or 'CPU'}, without a row", 0.0, now), [], 0.0
+    for found in map(results.read_json, results.names("rows")):
         seconds += found["seconds"]
         if "report" in found:
             report = BenchmarkReport.from_json(json.dumps(found["report"]))
             environment, rows = report.environment, [*rows, *report.rows]
         else:
-            rows.append(BenchmarkRow(one.preset, found["status"], found["reason"]))
-    environment = attrs.evolve(environment, command=f"modal run examples/benchmark_modal.py --gpu {gpu}" if gpu else "")
-    report = BenchmarkReport(environment, tuple(rows))
+            rows.append(BenchmarkRow(Preset(**found["recipe"]["preset"]), found["status"], found["reason"]))
+    order = list(PRESETS)
+    rows.sort(key=lambda row: order.index(row.preset.name))
+    cold_starts = tuple(
+        ColdStarts(form["form"], tuple(Start(**start) for start in form["starts"]), tuple(form["failures"]))
+        for form in results.read_json(COLD_STARTS) or ()
+    )
+    command = f"modal run examples/benchmark_modal.py --gpu {gpu}" if gpu else ""
+    report = BenchmarkReport(attrs.evolve(environment, command=command), tuple(rows), cold_starts)
     with tempfile.TemporaryDirectory() as work:
         write(report, Path(work, f"{results.stem}.md"))
         written = {f"page/{file.relative_to(work)}": file.read_bytes() for file in Path(work).rglob("*.*")}
-    missing = [one.preset.name for one in plans if one.preset.name not in {row.preset.name for row in rows}]
-    text = (
-        summary(report)
-        + (f"\nWithout a row yet: {', '.join(missing)}\n" if missing else "")
-        + "\n"
-        + cost(seconds, gpu)
-    )
+    texts = [summary(report)]
+    texts += [f"cold start, {form.form}: {form.verdict}" for form in cold_starts]
+    texts += [f"Without a row yet: {', '.join(waited_for)}"] if waited_for else []
+    text = "\n".join([*texts, cost(seconds, gpu)])
     results.write({**written, "summary.txt": text.encode()})
     return text
+
+
+@app.function(timeout=planning.DAY_SECONDS, env={"WANSTORE_DEVICE": DEVICE}, single_use_containers=True)
+def conduct_cold_starts(volume: str, gpu: str, calls: int) -> None:
+    """Call each form's class, one form after the other, and write the page after each."""
+    results, found = Results(volume, gpu), []
+    for form in cold_start_modal.FORMS:
+        found.append(cold_start_modal.measure(form, calls))
+        results.write({COLD_STARTS: json.dumps(found).encode()})
+        write_page(results, gpu, waited_for=[])
+
+
+def print_cold_start_plan(gpu: str, calls: int) -> None:
+    forms = len(cold_start_modal.FORMS)
+    span = (forms * calls * 10.0, forms * calls * 90.0)
+    told = f"{forms} forms × {calls} calls, a fresh container each, the first of each form to make its snapshot"
+    price = f", {planning.dollars(span, gpu, **CONTAINER)}" if gpu else ""
+    print(f"{told}: about {' to '.join(map(planning.minutes, span))} minutes{price} (a guess at 10 to 90 s a start)")
 
 
 def cost(seconds: float, gpu: str) -> str:
@@ -319,6 +355,8 @@ def main(
     quick: bool = False,
     resume: bool = False,
     fetch: bool = False,
+    cold_start: bool = False,
+    calls: int = 6,
     name: str = NAME,
     volume: str = VOLUME,
     out: str = "docs",
@@ -329,6 +367,15 @@ def main(
     gpu = gpu if DEVICE == "cuda" else ""
     results = Results(volume, gpu)
     if fetch:
+        bring_home(results, out)
+        return
+    if cold_start:
+        check_folder(out)
+        if (gpu or GPU, name, volume) != (cold_start_modal.GPU, NAME, VOLUME):
+            sys.exit(f"--cold-start measures {VOLUME}/{NAME} on an {cold_start_modal.GPU}: change cold_start_modal.py")
+        print_cold_start_plan(gpu, calls)
+        cold_start_modal.app.deploy(name=cold_start_modal.APP)
+        conduct_cold_starts.remote(volume, gpu, calls)
         bring_home(results, out)
         return
     try:

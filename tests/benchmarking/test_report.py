@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import attrs
 import pytest
 
 from tests.benchmarking.reports import clip, failed, report, row
+from wanstore.benchmarking.cold_starts import ColdStarts, Start
 from wanstore.benchmarking.compare import compare
 from wanstore.benchmarking.report import SCHEMA_VERSION, BenchmarkReport
 from wanstore.benchmarking.rows import MemoryPeaks, Quality, phase_seconds
@@ -31,6 +33,7 @@ FULL = report(
     memory_cap_gib=22.0,
     memory="offload",
 )
+FULL = attrs.evolve(FULL, cold_starts=(ColdStarts("gpu", (Start(3.0, 2.0, 1.0, restored=True),), ("crashed",)),))
 
 
 def test_a_report_comes_back_from_its_json() -> None:

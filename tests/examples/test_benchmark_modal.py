@@ -47,7 +47,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_presets_are_measured_apart_and_reported_together(account: Account, volume: Path, tmp_path: Path) -> None:
-    """A container for each; the plan before, then table, page, charts and JSON, in the order asked for.
+    """A container for each; the plan before, then table, page, charts and JSON.
 
     It is the page of a CPU, which says so by its name. Clips of random weights are noise, so there is none.
     """
@@ -62,7 +62,7 @@ def test_presets_are_measured_apart_and_reported_together(account: Account, volu
     assert "for about $" in result.stdout
 
     rows = rows_of(tmp_path)
-    assert [row["preset"]["name"] for row in rows] == ["480p/5s", "480p/3s"] and all(row["rounds"] for row in rows)
+    assert [row["preset"]["name"] for row in rows] == ["480p/3s", "480p/5s"] and all(row["rounds"] for row in rows)
     assert all(row["load_seconds"] > 0 and row["status"] == "ok" for row in rows)
     page = (tmp_path / "benchmarks-cpu.md").read_text()
     assert "**480p/5s**" in page and "**480p/3s**" in page and "Random weights" in page
@@ -101,6 +101,21 @@ def test_whatever_goes_wrong_the_page_has_a_row_for_each_preset(
     assert [row["preset"]["name"] for row in rows] == list(PRESETS)
     assert [row["status"] for row in rows] == ["ok", "ok", "timeout", "ok"]
     assert "hit its timeout of 65s" in rows[2]["reason"]
+
+
+def test_cold_starts_of_each_form_are_on_the_page(account: Account, tmp_path: Path) -> None:
+    """A fresh container for each call of a deployed class. Each makes its own snapshot here, so none of them counts."""
+    before = len(account.control.containers.started)
+    result = account.modal(*BENCHMARK, "--cold-start", "--calls", "1", "--out", str(tmp_path), **ON_CPU)
+    assert result.returncode == 0, result.stdout
+    forms = ["GpuSnapshot.*", "DeferredSnapshot.*", "ResidentSnapshot.*", "NoSnapshot.*"]
+    assert [one.name for one in account.control.containers.started[before:]] == ["conduct_cold_starts", *forms]
+    found = json.loads((tmp_path / "benchmarks-cpu.json").read_text())["cold_starts"]
+    assert [len(form["starts"]) for form in found] == [1] * 4 and not any(form["failures"] for form in found)
+    for form in found:
+        (start,) = form["starts"]
+        assert start["seconds"] == pytest.approx(start["placing"] + start["loading"]) and start["size_bytes"] > 0
+    assert "## Cold starts" in (tmp_path / "benchmarks-cpu.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import attrs
 
 from wanstore._json import from_json, to_json
 from wanstore.benchmarking._older_reports import upgraded_report
+from wanstore.benchmarking.cold_starts import ColdStarts
 from wanstore.benchmarking.cost import PRICES
 from wanstore.benchmarking.rows import FINAL, BenchmarkRow
 from wanstore.benchmarking.safe import SafeChoice, choose_safe
@@ -46,10 +47,11 @@ class Environment:
 
 @attrs.frozen
 class BenchmarkReport:
-    """All rows, and what they were measured on."""
+    """All rows, what they were measured on, and cold starts where they were measured too."""
 
     environment: Environment
     rows: tuple[BenchmarkRow, ...]
+    cold_starts: tuple[ColdStarts, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property

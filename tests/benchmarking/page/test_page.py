@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tests.benchmarking.reports import clip, failed, report, row
 from wanstore.benchmarking import page
+from wanstore.benchmarking.cold_starts import ColdStarts, Start
 from wanstore.benchmarking.cost import PRICES
 from wanstore.benchmarking.report import BenchmarkReport
 from wanstore.benchmarking.rows import MemoryPeaks, Quality
@@ -135,6 +136,26 @@ def test_checks_and_scores_are_told_and_why_one_is_missing(tmp_path: Path) -> No
     assert cells(quality, "checks") == ["passed", "failed", "passed"]
     assert cells(quality, "flicker") == ["–", "0.1250", "–"]
     assert "**480p/5s** failed: frame 3 is black" in quality and "psnr is missing: no reference clip" in quality
+
+
+def test_cold_starts_are_told_by_form_with_a_verdict(tmp_path: Path) -> None:
+    """A start that made its snapshot does not count; failures do, in words too."""
+    made, quick, slow = (
+        Start(40.0, 20.0, 20.0),
+        Start(3.0, 2.5, 0.5, restored=True),
+        Start(4.0, 3.0, 1.0, restored=True),
+    )
+    whole = Start(30.0, 10.0, 20.0, 4.0, 16 * 10**9)
+    forms = (
+        ColdStarts("gpu", (made, quick, slow), ("the restore crashed",)),
+        ColdStarts("none", (whole,)),
+        ColdStarts("cpu", (made,)),
+    )
+    found = section(written(attrs.evolve(report(row()), cold_starts=forms), tmp_path), "Cold starts")
+    assert cells(found, "gpu") == ["2", "3.50 (3.00 to 4.00)", "2.75", "0.750", "–", "1 of 4 failed; within 5 s"]
+    assert cells(found, "none") == ["1", "30.0", "10.0", "20.0", "4.00", "beyond 5 s"]
+    assert cells(found, "cpu")[0] == "0" and cells(found, "cpu")[-1] == "no start counts"
+    assert "- **gpu**: the restore crashed." in found and "Cold starts" not in written(report(row()), tmp_path)
 
 
 def test_an_l4_is_estimated_and_marked_as_not_measured(tmp_path: Path) -> None:

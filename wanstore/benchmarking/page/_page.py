@@ -46,6 +46,7 @@ def write(report: BenchmarkReport, path: Path, *, prices: Prices | None = None) 
             sections.quality(report),
             sections.clips(report),
             sections.loads(report),
+            sections.cold_starts(report),
             sections.estimates(report, prices),
             sections.how(report),
         ]

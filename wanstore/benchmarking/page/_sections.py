@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 
 from wanstore.benchmarking.cost import Prices, clip_cost
@@ -196,6 +197,44 @@ def loads(report: BenchmarkReport) -> list[str]:
         note += " First clips and energy are extrapolated to the preset's steps as clips are."
     head = ["preset", "#load s", "#first clip s", "#energy of a clip, kJ"]
     return ["## Load, first clip, energy", "", *table(head, rows), "", note, ""]
+
+
+def cold_starts(report: BenchmarkReport) -> list[str]:
+    """From a call to a ready pipeline in a fresh container, by form of snapshot."""
+    rows = []
+    for form in report.cold_starts:
+        counted = form.counted
+        ends = sorted(one.seconds for one in counted)
+        spread = f" ({number(ends[0])} to {number(ends[-1])})" if len(ends) > 1 else ""
+        rows.append(
+            [
+                form.form,
+                str(len(counted)),
+                number(form.seconds) + spread,
+                number(statistics.median(one.placing for one in counted) if counted else None),
+                number(statistics.median(one.loading for one in counted) if counted else None),
+                number(form.gigabytes_a_second),
+                form.verdict,
+            ]
+        )
+    if not rows:
+        return []
+    head = [
+        "snapshot",
+        "#starts",
+        "#s to ready, median (spread)",
+        "#placing s",
+        "#loading s",
+        "#weights GB/s",
+        "verdict",
+    ]
+    note = (
+        "Each start is a call of a deployed class that has no container. Placing is what Modal does until the "
+        "container's own code goes on: finding a GPU, the image, the restore; loading is what wanstore does after it. "
+        "Starts that made the snapshot do not count. The clocks are those of two containers, which may differ a little."
+    )
+    failures = [f"- **{form.form}**: {reason}." for form in report.cold_starts for reason in form.failures]
+    return ["## Cold starts", "", *table(head, rows), "", note, "", *failures, *([""] if failures else [])]
 
 
 def estimates(report: BenchmarkReport, prices: Prices) -> list[str]:
