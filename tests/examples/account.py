@@ -22,6 +22,7 @@ from wanstore.stores.modal._mount import MountedStore
 from wanstore.testing.hub import LoopbackHub
 
 ROOT = Path(__file__).parents[2]
+ONLY_MODAL = Path(__file__).with_name("only_modal")
 T = TypeVar("T")
 
 REPO = "Wan-AI/Tiny"
@@ -42,11 +43,14 @@ class Account:
     hub: LoopbackHub
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        """`modal ARGUMENTS`, started from the root of the checkout, its two outputs in one."""
+        """`modal ARGUMENTS`, from the root of the checkout, on a machine that has no other package than modal.
+
+        Its two outputs are one.
+        """
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MODAL_", "WANSTORE_"))}
         return subprocess.Popen(
             [sys.executable, "-m", "modal", *arguments],
-            env={**environment, **self.credentials(), **variables},
+            env={**environment, **self.credentials(), "PYTHONPATH": str(ONLY_MODAL), **variables},
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
