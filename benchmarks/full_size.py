@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wanstore._safetensors_format import FileLayout, lay_out_file
+from wanstore._formats._safetensors import FileLayout, lay_out_file
 from wanstore.components import COMPONENTS, Component
 from wanstore.testing.manifests import seal_as_is
 from wanstore.testing.tiny_wan import SPECIAL_TOKENS, make_tiny_wan, write_tokenizer

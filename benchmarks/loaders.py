@@ -20,7 +20,7 @@ from typing import Any
 import attrs
 from page_cache import drop, share_cached
 
-from wanstore._safetensors_format import Tensor, read_header
+from wanstore._formats._safetensors import Tensor, read_header
 
 TIED = "encoder.embed_tokens.weight"
 """UMT5's second name for `shared.weight`: files hold it once."""

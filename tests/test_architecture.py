@@ -33,7 +33,7 @@ MAY_IMPORT = {
 """The rooms that each room may import besides itself and the base: the modules at the package's top."""
 
 OWN_WORLD = {
-    "transfer": {"wanstore.errors", "wanstore._error_translation", "wanstore._safetensors_format"},
+    "transfer": {"wanstore.errors", "wanstore._error_translation", "wanstore._formats._safetensors"},
     "lean_imports": set(),
 }
 """Rooms that know nothing of Wan, and all that they may import of the base."""

@@ -13,7 +13,7 @@ import attrs
 import pytest
 
 from tests.data.manifests import schema1_reader
-from wanstore._json import digest_of, to_json
+from wanstore._formats._json import digest_of, to_json
 from wanstore.errors import DamagedError, NotSupportedError
 from wanstore.manifest import MANIFEST_MAX_BYTES, SCHEMA_VERSION, dump_manifest, parse_manifest, read_manifest
 from wanstore.stores.local import LocalStore

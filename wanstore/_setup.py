@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wanstore._files import files_below
+from wanstore._formats._json import digest_of, read_json
 from wanstore._installed import make_backend
-from wanstore._json import digest_of, read_json
 from wanstore.errors import (
     AlreadyExistsError,
     DamagedError,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 if TYPE_CHECKING:  # what the types below are made of: importing the interfaces stays light
-    from wanstore._safetensors_format import FileLayout, Tensor
+    from wanstore._formats._safetensors import FileLayout, Tensor
     from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
     from wanstore.presets import Preset
 

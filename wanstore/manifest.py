@@ -18,7 +18,7 @@ import attrs
 
 from wanstore._error_translation import unreadable
 from wanstore._files import read_small_file
-from wanstore._json import digest_of, from_json, read_json, to_json
+from wanstore._formats._json import digest_of, from_json, read_json, to_json
 from wanstore.errors import DamagedError, NotSupportedError
 
 MANIFEST_NAME = "wanstore.json"

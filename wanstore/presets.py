@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from wanstore._toml import checked, read_toml
+from wanstore._formats._toml import checked, read_toml
 from wanstore.errors import InvalidSettingError, NotFoundError
 
 FRAMES_PER_SECOND = 16

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import wanstore
-from wanstore._json import to_json
+from wanstore._formats._json import to_json
 from wanstore.conversion._journal import Journal
 from wanstore.conversion._stream import WrittenShard
 from wanstore.interfaces import OutputShard, Quiet

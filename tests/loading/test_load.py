@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wanstore._json import to_json
+from wanstore._formats._json import to_json
 from wanstore.building._skeleton import expected_tensors
 from wanstore.errors import DamagedError, NotFoundError, NotSupportedError
 from wanstore.loading._load import load_folder as load

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from wanstore._safetensors_format import ITEM_BYTES, Tensor
-from wanstore._safetensors_format import lay_out_file as lay_out_stored
+from wanstore._formats._safetensors import ITEM_BYTES, Tensor
+from wanstore._formats._safetensors import lay_out_file as lay_out_stored
 from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, lay_out_buffers, lay_out_files
 
 KINDS = st.sampled_from(["F16", "F32", "BF16", "F64", "I64", "BOOL"])

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from wanstore._safetensors_format import lay_out_file
+from wanstore._formats._safetensors import lay_out_file
 from wanstore.errors import DamagedError, DeviceError, NotSupportedError
 from wanstore.transfer import _layout as layouts
 from wanstore.transfer import _read_queue as reads_module

@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from wanstore._toml import read_toml
+from wanstore._formats._toml import read_toml
 from wanstore.errors import InvalidSettingError, NotFoundError
 
 

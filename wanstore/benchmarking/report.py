@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from wanstore._json import from_json, to_json
+from wanstore._formats._json import from_json, to_json
 from wanstore.benchmarking._older_reports import upgraded_report
 from wanstore.benchmarking.cold_starts import ColdStarts
 from wanstore.benchmarking.cost import PRICES
@@ -18,10 +18,6 @@ from wanstore.errors import DamagedError, NotSupportedError
 from wanstore.presets import PRESETS
 
 SCHEMA_VERSION = 1
-_DERIVED = ("safe_preset", "comparison", "gpu", "trained", "complete")
-"""Keys of a document that follow from the rest, or from another report: not read back. Programs without cattrs, as one
-that deploys an endpoint, look at these alone."""
-_DERIVED_OF_ROW = ("clip_seconds",)
 
 
 @attrs.frozen
@@ -83,6 +79,7 @@ class BenchmarkReport:
     def to_json(self) -> str:
         """The report as a JSON document; `from_json` reads it."""
         document = to_json(self)
+        # What follows is not read back: it is for programs without cattrs, as one that deploys an endpoint.
         for row, found in zip(document["rows"], self.rows, strict=True):
             row["clip_seconds"] = found.seconds_p50 if found.worked else None
         derived = {"safe_preset": self.safe_preset, "gpu": self.gpu, "trained": self.trained, "complete": self.complete}
@@ -101,16 +98,6 @@ class BenchmarkReport:
                 f"{where} has schema version {version}, this wanstore reads {SCHEMA_VERSION}", "Run the benchmark again"
             )
         try:
-            return from_json(upgraded_report(_without_derived(document)), cls)
+            return from_json(upgraded_report(document), cls)
         except ValueError as error:
             raise DamagedError(f"{where} is not a benchmark report ({error})", "Run the benchmark again") from error
-
-
-def _without_derived(document: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in document.items() if key not in _DERIVED}
-    if isinstance(kept.get("rows"), list):
-        kept["rows"] = [
-            {key: value for key, value in row.items() if key not in _DERIVED_OF_ROW} if isinstance(row, dict) else row
-            for row in kept["rows"]
-        ]
-    return kept

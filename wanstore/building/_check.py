@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wanstore._error_translation import unreadable
 from wanstore._files import files_below, hash_file, identity
-from wanstore._json import read_json
+from wanstore._formats._json import read_json
 from wanstore.components import check_index
 from wanstore.errors import ChangedError, DamagedError, NotFoundError, WanstoreError
 from wanstore.interfaces import Progress, Quiet

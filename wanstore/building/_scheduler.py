@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 from diffusers.schedulers import SchedulerMixin
 
-from wanstore._json import read_json
+from wanstore._formats._json import read_json
 from wanstore.building._config import known_config, reason
 from wanstore.errors import DamagedError, NotSupportedError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from wanstore._json import read_json
+from wanstore._formats._json import read_json
 from wanstore.building._config import reason
 from wanstore.errors import DamagedError
 

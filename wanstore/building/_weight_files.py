@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
-from wanstore._json import read_json
+from wanstore._formats._json import read_json
 from wanstore.components import COMPONENTS, Component
 from wanstore.errors import DamagedError
 from wanstore.transfer._weight_file import WeightFile, open_weight_file

@@ -74,7 +74,7 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
     Example:
       wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
     """
-    from wanstore._json import to_json
+    from wanstore._formats._json import to_json
     from wanstore._setup import make_converter
     from wanstore.api import setup as run_setup
     from wanstore.cli._terminal import TerminalProgress, human_bytes
@@ -97,7 +97,7 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 
     Those that cannot be read are shown with the reason, and the exit status is 0 all the same.
     """
-    from wanstore._json import to_json
+    from wanstore._formats._json import to_json
     from wanstore.cli._terminal import list_table
     from wanstore.cli._terminal import show as show_tables
 
@@ -121,7 +121,7 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 @json_option
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show where a pipeline comes from, how it was converted, and its files."""
-    from wanstore._json import to_json
+    from wanstore._formats._json import to_json
     from wanstore.manifest import read_tensor_records
 
     store = open_store_at(store_url)

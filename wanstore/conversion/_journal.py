@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wanstore._error_translation import first_line
 from wanstore._files import hash_file, read_small_file, remove_tree, sync
-from wanstore._json import digest_of, from_json, to_json
+from wanstore._formats._json import digest_of, from_json, to_json
 from wanstore.conversion._stream import WrittenShard
 from wanstore.interfaces import OutputShard, Progress
 

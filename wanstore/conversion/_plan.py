@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from wanstore._safetensors_format import ITEM_BYTES, HeaderError, Tensor, lay_out_file, read_header
+from wanstore._formats._safetensors import ITEM_BYTES, HeaderError, Tensor, lay_out_file, read_header
 from wanstore.components import COMPONENTS, check_index
 from wanstore.errors import NotFoundError, SourceError
 from wanstore.interfaces import ConversionPlan, OutputShard, Source

@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import torch
 
-from wanstore._safetensors_format import Tensor
+from wanstore._formats._safetensors import Tensor
 from wanstore.manifest import TensorRecord
 
 LARGEST = 65504.0

@@ -21,7 +21,7 @@ from typing import Self
 import attrs
 import torch
 
-from wanstore._safetensors_format import DATA_ALIGNMENT, ITEM_BYTES
+from wanstore._formats._safetensors import DATA_ALIGNMENT, ITEM_BYTES
 from wanstore.conversion._statistics import PIECE_ELEMENTS, Float16Caster, TensorStatistics
 from wanstore.errors import SourceError
 from wanstore.interfaces import OutputShard

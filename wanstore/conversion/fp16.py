@@ -21,8 +21,8 @@ from typing import Literal
 
 from wanstore._error_translation import plain_os_errors
 from wanstore._files import hash_file, sync
-from wanstore._json import digest_of, to_json
-from wanstore._safetensors_format import ITEM_BYTES
+from wanstore._formats._json import digest_of, to_json
+from wanstore._formats._safetensors import ITEM_BYTES
 from wanstore.conversion._copies import check_copies
 from wanstore.conversion._journal import Journal
 from wanstore.conversion._plan import make_plan

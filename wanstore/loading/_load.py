@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from wanstore._json import read_json
+from wanstore._formats._json import read_json
 from wanstore.building._check import check_pipeline, check_sealed, told_if_changed
 from wanstore.building._dtypes import FLOAT16, check_dtypes
 from wanstore.building._weight_files import Weights, check_fit, open_weights

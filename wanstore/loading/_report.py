@@ -6,7 +6,7 @@ import json
 
 import attrs
 
-from wanstore._json import to_json
+from wanstore._formats._json import to_json
 from wanstore.transfer._record import TransferRecord
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from wanstore._json import read_json
+from wanstore._formats._json import read_json
 from wanstore.building._check import check_pipeline
 from wanstore.building._dtypes import stays_float32
 from wanstore.building._weight_files import open_weights

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
-from wanstore._safetensors_format import ITEM_BYTES, TENSOR_ALIGNMENT, Tensor
+from wanstore._formats._safetensors import ITEM_BYTES, TENSOR_ALIGNMENT, Tensor
 
 CHUNK_BYTES = 8 << 20
 """Read and moved at a time. From 4 MiB on a PCIe 5 link runs at its full rate; of larger ones there are fewer."""

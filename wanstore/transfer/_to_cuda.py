@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 import torch
 
-from wanstore._safetensors_format import ITEM_BYTES
+from wanstore._formats._safetensors import ITEM_BYTES
 from wanstore.transfer._chunk_queue import ChunkQueue, Times
 from wanstore.transfer._cuda_driver import CudaDriver
 from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, Chunk

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from wanstore._safetensors_format import ITEM_BYTES
+from wanstore._formats._safetensors import ITEM_BYTES
 from wanstore.transfer._chunk_queue import ChunkQueue, Times
 from wanstore.transfer._layout import BufferLayout, Part
 from wanstore.transfer._read_queue import THREADS

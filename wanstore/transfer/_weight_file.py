@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 
 from wanstore._error_translation import unreadable
-from wanstore._safetensors_format import HeaderError, Tensor, read_header
+from wanstore._formats._safetensors import HeaderError, Tensor, read_header
 from wanstore.errors import DamagedError
 
 _REPAIR = "Run setup again with --replace"

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from wanstore._json import to_json
+from wanstore._formats._json import to_json
 from wanstore.benchmarking.measure._quality import PSNR_CEILING, SSIM_FRAMES, examine
 from wanstore.benchmarking.rows import Quality
 from wanstore.generation import eight_bits

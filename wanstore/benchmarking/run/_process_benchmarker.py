@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from wanstore._json import digest_of, from_json, to_json
+from wanstore._formats._json import digest_of, from_json, to_json
 from wanstore.benchmarking._outputs import check_page, check_writable
 from wanstore.benchmarking.measure._pipeline_benchmarker import WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.measure._reference_clips import hash_clip

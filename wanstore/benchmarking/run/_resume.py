@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wanstore._json import from_json, to_json
+from wanstore._formats._json import from_json, to_json
 from wanstore.benchmarking._older_reports import upgraded_row
 from wanstore.benchmarking.rows import FINAL, BenchmarkRow
 

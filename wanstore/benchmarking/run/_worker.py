@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from wanstore._json import from_json, to_json
+from wanstore._formats._json import from_json, to_json
 from wanstore.benchmarking.report import Environment
 from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.choices import MemoryMode

@@ -15,7 +15,7 @@ from typing import IO
 
 import attrs
 
-from wanstore._json import to_json
+from wanstore._formats._json import to_json
 from wanstore.benchmarking.run._worker import Job
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import attrs
 
 from wanstore._files import hash_file
-from wanstore._json import digest_of, to_json
+from wanstore._formats._json import digest_of, to_json
 from wanstore.errors import AlreadyExistsError, DamagedError, WanstoreError
 from wanstore.interfaces import Progress
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest

@@ -1,0 +1,1 @@
+"""Files as they are written and read: JSON, TOML and safetensors headers."""
