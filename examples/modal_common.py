@@ -38,6 +38,7 @@ image = (
         "matplotlib==3.11.2",
         "numpy==2.4.6",
         "nvidia-ml-py==13.615.71",
+        "pydantic==2.14.4",
         "rich==15.0.0",
         "safetensors==0.8.0",
         "scikit-image==0.26.0",
@@ -46,7 +47,7 @@ image = (
     )
     # This checkout's wanstore, data files and all: by default only *.py would come along.
     .add_local_python_source("wanstore", ignore=["**/__pycache__"])
-    .add_local_python_source("modal_common", "degraded_mode")
+    .add_local_python_source("modal_common", "clip_request")
 )
 
 DEVICE = os.environ.get("WANSTORE_DEVICE", "cuda")

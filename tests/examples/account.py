@@ -58,6 +58,17 @@ class Account:
             text=True,
         )
 
+    def python(self, program: str) -> subprocess.CompletedProcess[str]:
+        """A Python program on such a machine."""
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **self.credentials(), "PYTHONPATH": str(ONLY_MODAL)},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+
     def modal(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """The same, and its end: status and output."""
         process = self.start(*arguments, **variables)
