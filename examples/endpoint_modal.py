@@ -235,7 +235,7 @@ class Generator:
             self.pipe,
             asked.prompt,
             preset_to_run(preset),
-            negative_prompt=asked.negative_prompt or "",
+            negative_prompt=asked.negative_prompt,
             seed=asked.seed,
             progress=Deadline(preset),
         )

@@ -6,13 +6,16 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import attrs
 import av
 import numpy as np
 import pytest
 
 from wanstore.errors import WanstoreError
-from wanstore.generation import check_place, write_clip
+from wanstore.generation import check_place, generate, write_clip
 from wanstore.presets import Preset
 
 FRAMES = np.random.default_rng(0).random((5, 64, 64, 3), np.float32)
@@ -33,6 +36,39 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Asked:
+    """Stands for a pipeline, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.scheduler: Any = Scheduler(flow_shift=3.0)
+
+    def set_progress_bar_config(self, **_: Any) -> None: ...
+
+    def __call__(self, prompt: str, **asked: Any) -> Any:
+        self.asked = asked
+        return SimpleNamespace(frames=[FRAMES])
+
+
+class Scheduler:
+    def __init__(self, **config: Any) -> None:
+        self.config = SimpleNamespace(**config)
+
+    @classmethod
+    def from_config(cls, config: Any, **changes: Any) -> Any:
+        return cls(**{**vars(config), **changes})
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "blurred"), ("", ""), ("dark", "dark")])
+def test_a_clip_is_made_by_its_presets_recipe(given: str | None, used: str) -> None:
+    """Whatever the scheduler was stored with; a negative prompt of one's own goes first, and "" is none."""
+    pipe = Asked()
+    preset = attrs.evolve(PRESET, steps=7, guidance_scale=2.5, flow_shift=9.0, negative_prompt="blurred")
+    generate(pipe, "a cat", preset, negative_prompt=given)  # type: ignore[arg-type]
+    assert pipe.scheduler.config.flow_shift == 9.0
+    assert (pipe.asked["num_inference_steps"], pipe.asked["guidance_scale"]) == (7, 2.5)
+    assert pipe.asked["negative_prompt"] == used
 
 
 def test_a_clip_takes_an_older_ones_place(tmp_path: Path) -> None:

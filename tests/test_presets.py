@@ -20,10 +20,10 @@ def test_production_has_four_presets_cheapest_first() -> None:
     """Sizes and frames are those that Wan 2.1 is published for, at 16 frames a second."""
     sizes = [(one.name, one.width, one.height, one.frames, one.flow_shift) for one in PRESETS.values()]
     assert sizes == [
-        ("480p/3s", 832, 480, 49, 3.0),
-        ("480p/5s", 832, 480, 81, 3.0),
-        ("720p/5s", 1280, 720, 81, 5.0),
-        ("720p/10s", 1280, 720, 161, 5.0),
+        ("480p/3s", 832, 480, 49, 8.0),
+        ("480p/5s", 832, 480, 81, 8.0),
+        ("720p/5s", 1280, 720, 81, 8.0),
+        ("720p/10s", 1280, 720, 161, 8.0),
     ]
 
 
@@ -42,11 +42,21 @@ def test_without_a_file_the_packages_presets_are_given() -> None:
 
 def test_a_file_changes_only_the_fields_that_it_has(tmp_path: Path) -> None:
     """The other fields and the other presets stay."""
-    found = load_presets(written(tmp_path, '["480p/3s"]\nsteps = 30\nguidance_scale = 6\n'))
+    found = load_presets(written(tmp_path, '["480p/3s"]\nsteps = 30\nguidance_scale = 7\n'))
     ours = PRESETS["480p/3s"]
-    assert (found["480p/3s"].steps, found["480p/3s"].guidance_scale) == (30, 6)
+    assert (found["480p/3s"].steps, found["480p/3s"].guidance_scale) == (30, 7)
     assert (found["480p/3s"].width, found["480p/3s"].frames) == (ours.width, ours.frames)
     assert found["480p/5s"] == PRESETS["480p/5s"] and PRESETS["480p/3s"].steps == 50
+
+
+def test_presets_have_the_recipe_of_the_model(tmp_path: Path) -> None:
+    """A file's new ones too; what the file says stays as it is said."""
+    mine = written(tmp_path, "[small]\nwidth = 416\nheight = 240\nframes = 33\n[odd]\nwidth = 416\nheight = 240\n"
+                             "frames = 33\nflow_shift = 9\n")  # fmt: skip
+    large, small = load_presets(mine, "T2V-14B"), load_presets(mine)
+    assert [large[name].flow_shift for name in ("480p/5s", "720p/5s", "small", "odd")] == [3.0, 5.0, 3.0, 9.0]
+    assert [small[name].flow_shift for name in ("480p/5s", "720p/5s", "small", "odd")] == [8.0, 8.0, 8.0, 9.0]
+    assert (large["480p/3s"].guidance_scale, small["480p/3s"].guidance_scale) == (5.0, 6.0)
 
 
 def test_a_file_adds_presets(tmp_path: Path) -> None:
@@ -98,7 +108,9 @@ def test_the_fields_that_there_are_are_those_that_a_file_may_have(tmp_path: Path
     """Not `name`, which is the table's own."""
     with pytest.raises(InvalidSettingError) as caught:
         load_presets(written(tmp_path, f'[p]\n{field} = "x"'))
-    assert caught.value.next_step == "Use width, height, frames, steps, guidance_scale, flow_shift, notes"
+    assert (
+        caught.value.next_step == "Use width, height, frames, steps, guidance_scale, flow_shift, negative_prompt, notes"
+    )
 
 
 @pytest.mark.parametrize("content", [b"[p\nwidth", b"\xff\xfe"])

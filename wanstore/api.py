@@ -22,6 +22,7 @@ from wanstore.choices import AttentionBackend, ComponentName, DtypeName, MemoryM
 from wanstore.errors import NotSupportedError, WanstoreError
 from wanstore.interfaces import Converter, Progress, Quiet, WeightStore
 from wanstore.manifest import Manifest
+from wanstore.recipes import model_in, model_of
 from wanstore.stores import open_store
 from wanstore.stores._names import check_name, split_address
 
@@ -69,8 +70,8 @@ def setup(
             if it is damaged.
         converter: a converter, or the name of an installed one.
         keep_source: a folder in which the downloaded source is kept.
-        notes: recorded in the manifest for whoever loads the pipeline, such as `attention`, the backend to use on a
-            GPU. They are not part of the recipe.
+        notes: recorded in the manifest beside the `model`, for whoever loads the pipeline, such as `attention`, the
+            backend to use on a GPU. They are not part of the recipe.
         progress: receives progress updates.
 
     Returns:
@@ -119,7 +120,7 @@ def setup(
             conversion=converted.record,
             files=converted.files,
             versions=versions(_MADE_WITH),
-            notes=dict(notes or {}),
+            notes={**({"model": model} if (model := model_in(stage.path)) else {}), **(notes or {})},
         )
         stage.seal(manifest)
     return manifest
@@ -249,7 +250,7 @@ def benchmark(
     """
     from wanstore.benchmarking.measure import PipelineBenchmarker
 
-    return PipelineBenchmarker(pipe).run(_presets(presets), progress=progress)
+    return PipelineBenchmarker(pipe).run(_presets(presets, model_of(pipe.transformer.config)), progress=progress)
 
 
 def bench(
@@ -312,9 +313,11 @@ def bench(
     """
     from wanstore.benchmarking.run import ProcessBenchmarker
 
-    chosen = _presets(presets)
+    _presets(presets)  # a wrong name is told before anything is fetched
+    folder = _stored_folder(address, store)
+    chosen = _presets(presets, model_in(folder))
     benchmarker = ProcessBenchmarker(
-        _stored_folder(address, store),
+        folder,
         device=device,
         rounds=rounds,
         warmup=warmup,
@@ -344,11 +347,13 @@ def _stored_folder(address: str | Path, store: WeightStore | str | Path | None) 
     return _as_store(store).local_path(str(address))
 
 
-def _presets(wanted: Sequence[Preset | str] | None) -> list[Preset]:
-    from wanstore.presets import PRESETS, preset_named
+def _presets(wanted: Sequence[Preset | str] | None, model: str = "") -> list[Preset]:
+    """Those that are asked for; names stand for the model's presets."""
+    from wanstore.presets import load_presets, preset_named
 
-    chosen = PRESETS.values() if wanted is None else wanted
-    return [preset_named(preset) if isinstance(preset, str) else preset for preset in chosen]
+    presets = load_presets(None, model)
+    chosen = presets.values() if wanted is None else wanted
+    return [preset_named(preset, presets) if isinstance(preset, str) else preset for preset in chosen]
 
 
 def _unsealed_folder(address: str | Path, store: WeightStore | str | Path | None) -> Path:

@@ -23,13 +23,14 @@ def generate(
     prompt: str,
     preset: Preset,
     *,
-    negative_prompt: str = "",
+    negative_prompt: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> numpy.ndarray[Any, Any]:
     """A clip as frames × height × width × 3, floats from 0 to 1. The same seed gives the same clip.
 
-    Sets the scheduler's `flow_shift` to the preset's. `progress` receives each denoising step.
+    Sets the scheduler's `flow_shift` to the preset's. Without a `negative_prompt` the preset's is used; "" is none.
+    `progress` receives each denoising step.
     """
     import torch
 
@@ -48,7 +49,7 @@ def generate(
     try:
         output = pipe(
             prompt,
-            negative_prompt=negative_prompt,
+            negative_prompt=preset.negative_prompt if negative_prompt is None else negative_prompt,
             height=preset.height,
             width=preset.width,
             num_frames=preset.frames,

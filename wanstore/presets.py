@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from wanstore._formats._toml import checked, read_toml
 from wanstore.errors import InvalidSettingError, NotFoundError
+from wanstore.recipes import DEFAULT_MODEL, Recipe, recipe_of
 
 FRAMES_PER_SECOND = 16
 """What Wan 2.1 was trained at."""
@@ -58,17 +60,24 @@ def _positive(_: object, attribute: attrs.Attribute[float], value: float) -> Non
         raise ValueError(f"{attribute.name} is {value}, not a number above 0")
 
 
+_DEFAULT = recipe_of(DEFAULT_MODEL)
+
+
 @attrs.frozen
 class Preset:
-    """One clip's size and recipe: pixels, frames at 16 a second, denoising steps."""
+    """One clip's size and recipe: pixels, frames at 16 a second, and what `wanstore.recipes` says of the model.
+
+    Made by hand, without them, it has the recipe of `DEFAULT_MODEL`.
+    """
 
     name: str
     width: int = attrs.field(validator=_multiple_of_16)
     height: int = attrs.field(validator=_multiple_of_16)
     frames: int = attrs.field(validator=_four_k_plus_one)
-    steps: int = attrs.field(default=50, validator=attrs.validators.ge(1))
-    guidance_scale: float = attrs.field(default=5.0, validator=_positive)
-    flow_shift: float = attrs.field(default=3.0, validator=_positive)
+    steps: int = attrs.field(default=_DEFAULT.steps, validator=attrs.validators.ge(1))
+    guidance_scale: float = attrs.field(default=_DEFAULT.guidance_scale, validator=_positive)
+    flow_shift: float = attrs.field(default=_DEFAULT.flow_shift_at(480), validator=_positive)
+    negative_prompt: str = _DEFAULT.negative_prompt
     notes: str = ""
 
     @property
@@ -80,34 +89,46 @@ class Preset:
 _NEEDED = ("width", "height", "frames")
 
 
-def _read(path: Path, given: Mapping[str, Preset]) -> dict[str, Preset]:
+def _read(path: Path, given: Mapping[str, Preset], recipe: Recipe) -> dict[str, Preset]:
     tables = read_toml(path)
-    return {**given, **{name: _preset(name, table, given.get(name), path) for name, table in tables.items()}}
+    return {**given, **{name: _preset(name, table, given.get(name), path, recipe) for name, table in tables.items()}}
 
 
-def _preset(name: str, table: object, given: Preset | None, path: Path) -> Preset:
+def _preset(name: str, table: object, given: Preset | None, path: Path, recipe: Recipe) -> Preset:
     where = f"{path}, preset {name!r}"
     fields = checked(Preset, table, where, but="name")  # that is the table's own
     missing = [] if given else [key for key in _NEEDED if key not in fields]
     if missing:
         raise InvalidSettingError(f"{where}: {missing[0]} is missing", f"A new preset needs {', '.join(_NEEDED)}")
     try:
-        return attrs.evolve(given, **fields) if given else Preset(name=name, **fields)
+        if given:
+            return attrs.evolve(given, **fields)
+        made: dict[str, Any] = {
+            "steps": recipe.steps,
+            "guidance_scale": recipe.guidance_scale,
+            "flow_shift": recipe.flow_shift_at(fields["height"]),
+            "negative_prompt": recipe.negative_prompt,
+        }
+        return Preset(name=name, **(made | fields))
     except ValueError as error:
         raise InvalidSettingError(f"{where}: {error}", "Correct the file") from error
 
 
-PRESETS: dict[str, Preset] = _read(Path(__file__).with_name("presets.toml"), {})
-"""The four presets of production, by name, cheapest first."""
+_FILE = Path(__file__).with_name("presets.toml")
+
+PRESETS: dict[str, Preset] = _read(_FILE, {}, _DEFAULT)
+"""The four presets of production, by name, cheapest first, with the recipe of `DEFAULT_MODEL`."""
 
 
-def load_presets(path: Path | None) -> dict[str, Preset]:
-    """The package's presets, overridden and added to by the TOML file at `path`, which has the same form.
+def load_presets(path: Path | None, model: str = DEFAULT_MODEL) -> dict[str, Preset]:
+    """The package's presets by that model's recipe, overridden and added to by the TOML file at `path`, of like form.
 
     A table named like one of the package's changes only the fields that it has. Raises `NotFoundError` when there is
     no such file, and `InvalidSettingError`, which names file, preset and field.
     """
-    return dict(PRESETS) if path is None else _read(path, PRESETS)
+    recipe = recipe_of(model)
+    presets = _read(_FILE, {}, recipe)
+    return presets if path is None else _read(path, presets, recipe)
 
 
 def preset_named(name: str, presets: Mapping[str, Preset] = PRESETS) -> Preset:

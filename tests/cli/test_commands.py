@@ -124,6 +124,13 @@ def test_the_store_may_come_from_the_environment(store: Path) -> None:
     assert "w" in wanstore("list", WANSTORE_STORE=str(store)).stdout
 
 
+def test_show_says_how_clips_are_made(store: Path) -> None:
+    """By the model that was noted, and which recipe it is where none was."""
+    shown = " ".join(in_here("show", "w", "--store", store).stdout.split())
+    assert "50 steps, guidance 6, flow shift 8: the model is not recorded" in shown
+    assert json_of("show", "w", "--store", store)["clips"]["model"] == "T2V-1.3B"
+
+
 def test_show_gives_source_conversion_and_files(store: Path) -> None:
     """The conversion record is summed up by component; --tensors adds each one."""
     text = wanstore("show", "w", "--store", store).stdout
@@ -187,6 +194,8 @@ ABSURD = ["generate", "w", "--prompt", "x", "--size", "16000000x16000000", "--fr
         (["generate", "w", "--prompt", "x", "--size", "65x64"], 2, "multiple of 16"),
         (["generate", "w", "--prompt", "x", "--frames", "10"], 2, "4k+1"),
         (["generate", "w", "--prompt", "x", "--size", "wide"], 2, "WIDTHxHEIGHT"),
+        (["generate", "w", "--prompt", "x", "--guidance", "nan"], 2, "--guidance"),
+        (["generate", "w", "--prompt", "x", "--flow-shift", "0"], 2, "--flow-shift"),
         (["generate", "w", "--prompt", "x", "--dtype", "vae"], 2, "not COMPONENT=DTYPE"),
         (["generate", "w", "--prompt", "x", "--dtype", "decoder=float32"], 2, "transformer, text_encoder, vae"),
         (["generate", "w", "--prompt", "x", "--dtype", "vae=float64"], 2, "float16 or float32"),

@@ -18,6 +18,8 @@ def upgraded_report(document: dict[str, Any]) -> dict[str, Any]:
 def upgraded_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row as JSON with today's names, whatever version of wanstore wrote it."""
     row = dict(row)
+    if isinstance(row.get("preset"), dict):
+        row["preset"] = {"negative_prompt": "", **row["preset"]}  # clips had none
     if "stage_peaks_gib" in row:
         row["phase_peaks_gib"] = row.pop("stage_peaks_gib")
     for key in ("predicted_gib", "phase_peaks_gib"):

@@ -156,6 +156,7 @@ def _recipe(row: BenchmarkRow, environment: Environment) -> dict[str, object]:
         "steps": preset.steps,
         "guidance scale": preset.guidance_scale,
         "flow shift": preset.flow_shift,
+        "negative prompt": preset.negative_prompt,
         "memory cap": environment.memory_cap_gib,
         "weights": environment.weights,
         "dtype": environment.dtype,

@@ -25,6 +25,7 @@ class Environment:
     """What rows were measured on, and how. `weights` says what they were, random ones plainly so.
 
     `memory_cap_gib` is the limit that torch was held to, so that a larger GPU stands in for a smaller one.
+    `model` is the one whose recipe there is, such as T2V-1.3B; "" for another, or one that is cut down.
     `dtype` names the components that computed in another dtype than float16, as `vae=float32`.
     `memory` is the memory mode that was asked for, "" for `auto`.
     """
@@ -34,6 +35,7 @@ class Environment:
     measured_at: str
     command: str = ""
     weights: str = ""
+    model: str = ""
     memory_cap_gib: float | None = None
     dtype: str = ""
     memory: str = ""
@@ -61,6 +63,12 @@ class BenchmarkReport:
         return "random" not in self.environment.weights.lower()
 
     @property
+    def full_size(self) -> bool:
+        """Whether a whole model made clips of the sizes that the presets have."""
+        clips = (row.preset.clip == PRESETS[row.preset.name].clip for row in self.rows if row.preset.name in PRESETS)
+        return bool(self.environment.model) and all(clips)
+
+    @property
     def complete(self) -> bool:
         """Whether each preset of production has a row that another try would find again."""
         return set(PRESETS) <= {row.preset.name for row in self.rows if row.status in FINAL}
@@ -82,8 +90,8 @@ class BenchmarkReport:
         # What follows is not read back: it is for programs without cattrs, as one that deploys an endpoint.
         for row, found in zip(document["rows"], self.rows, strict=True):
             row["clip_seconds"] = found.seconds_p50 if found.worked else None
-        derived = {"safe_preset": self.safe_preset, "gpu": self.gpu, "trained": self.trained, "complete": self.complete}
-        return json.dumps({**document, **derived}, indent=2)
+        use = {"gpu": self.gpu, "full_size": self.full_size, "trained": self.trained, "complete": self.complete}
+        return json.dumps({**document, "safe_preset": self.safe_preset, **use}, indent=2)
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "the report") -> BenchmarkReport:

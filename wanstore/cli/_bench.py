@@ -15,13 +15,15 @@ from click.core import ParameterSource
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
+    changed,
+    chosen_presets,
+    clip_options,
     device_option,
     dtype_option,
     json_option,
     memory_option,
     open_store_at,
     print_json,
-    resize,
     store_option,
 )
 from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError, without_secrets
@@ -41,8 +43,7 @@ _OWN = "process"
 @click.option("--benchmarker", default=_OWN, show_default=True,
               help="process, each preset in its own, or the name of an installed benchmarker.")  # fmt: skip
 @click.option("--presets", "wanted", help="Preset names, separated by commas.  [default: all]")
-@click.option("--presets-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="A TOML file with presets that add to wanstore's, or change them.")  # fmt: skip
+@clip_options
 @click.option("--steps", multiple=True, metavar="N|PRESET=N",
               help="Run only N denoising steps, and extrapolate the rest.  [default: the preset's]")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=1, show_default=True, help="Clips of each preset that count.")
@@ -57,8 +58,6 @@ _OWN = "process"
 @click.option("--timeout", "timeout_seconds", type=FiniteRange(0, min_open=True),
               help="Stop a preset after this many seconds, loading included.")  # fmt: skip
 @device_option
-@click.option("--size", help="WIDTHxHEIGHT instead of the presets'; multiples of 16.")
-@click.option("--frames", type=int, help="Number of frames instead of the presets'; 4k+1.")
 @click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="docs/benchmarks.md",
               show_default=True, help="The page; its JSON and pictures are written beside it.")  # fmt: skip
 @click.option("--compare", type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -70,8 +69,9 @@ _OWN = "process"
 @click.option("--fresh", is_flag=True, help="Measure again what a stopped run has measured.")
 @json_option
 def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, presets_file: Path | None,
-          steps: Sequence[str], size: str | None, frames: int | None, out: Path, compare: Path | None,
-          as_json: bool, **how: Any) -> None:  # fmt: skip
+          steps: Sequence[str], size: str | None, frames: int | None, guidance_scale: float | None,
+          flow_shift: float | None, negative_prompt: str | None, out: Path, compare: Path | None, as_json: bool,
+          **how: Any) -> None:  # fmt: skip
     """Measure what each preset costs, and which one is safe.
 
     Prints a table, and writes a page with charts and the same figures as JSON. Each preset runs in its own process.
@@ -85,14 +85,21 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
     from wanstore.api import bench as run_bench
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.cli._terminal import TerminalProgress
+    from wanstore.recipes import model_in
 
     if out.suffix == ".json":
         raise click.BadParameter(f"{str(out)!r} is where the page's JSON goes; name the page", param_hint="--out")
     if compare and benchmarker != _OWN:
         raise click.UsageError(f"--compare reads reports of the benchmarker {_OWN}")
     old = BenchmarkReport.from_json(compare.read_bytes(), str(compare)) if compare else None
-    presets = [resize(preset, size=size, frames=frames) for preset in _chosen(wanted, presets_file)]
-    how["steps"] = _steps(steps, presets)
+    changes: dict[str, Any] = {"frames": frames, "guidance_scale": guidance_scale, "flow_shift": flow_shift}
+    changes["negative_prompt"] = negative_prompt
+
+    def chosen(model: str = "") -> list[Preset]:
+        return [changed(preset, size=size, **changes) for preset in _chosen(wanted, presets_file, model)]
+
+    how["steps"] = _steps(steps, chosen())  # what is wrong about them is told before anything is fetched
+    presets = chosen(model_in(open_store_at(store_url).local_path(name)))
     report: Report
     with TerminalProgress(quiet=as_json) as progress:
         if benchmarker == _OWN:
@@ -151,19 +158,13 @@ def _document_of(report: Report, benchmarker: str) -> dict[str, Any]:
     return document
 
 
-def _chosen(wanted: str | None, file: Path | None) -> list[Preset]:
-    from wanstore.presets import load_presets, preset_named
-
-    presets = load_presets(file)
-    if wanted is None:
-        return list(presets.values())
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    if not names:
-        raise click.BadParameter(
-            f"{wanted!r} names no preset. Use some of: {', '.join(presets)}.", param_hint="--presets"
-        )
+def _chosen(wanted: str | None, file: Path | None, model: str) -> list[Preset]:
+    names = None if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()]
+    if names == []:
+        known = ", ".join(preset.name for preset in chosen_presets(None, file))
+        raise click.BadParameter(f"{wanted!r} names no preset. Use some of: {known}.", param_hint="--presets")
     try:
-        return [preset_named(name, presets) for name in names]
+        return chosen_presets(names, file, model)
     except NotFoundError as error:
         raise click.BadParameter(str(error), param_hint="--presets") from error
 

@@ -14,6 +14,9 @@ from wanstore.cli._faults import Commands, escaped, one_line, plain_memory_error
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
+    changed,
+    chosen_presets,
+    clip_options,
     device_option,
     dtype_option,
     filled,
@@ -23,10 +26,9 @@ from wanstore.cli._options import (
     open_store_at,
     preset_option,
     print_json,
-    resize,
     store_option,
 )
-from wanstore.errors import without_secrets
+from wanstore.errors import NotFoundError, without_secrets
 
 if TYPE_CHECKING:
     from wanstore.presets import Preset
@@ -123,12 +125,15 @@ def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show where a pipeline comes from, how it was converted, and its files."""
     from wanstore._formats._json import to_json
     from wanstore.manifest import read_tensor_records
+    from wanstore.recipes import recipe_of
 
     store = open_store_at(store_url)
     manifest = store.manifest(name)
     records = read_tensor_records(store.local_path(name)) if tensors else {}
     if as_json:
-        print_json({**to_json(manifest), "digest": manifest.digest, **({"tensors": records} if tensors else {})})
+        recipe = to_json(recipe_of(manifest.notes.get("model", "")))
+        shown = {**to_json(manifest), "digest": manifest.digest, "clips": recipe}
+        print_json({**shown, **({"tensors": records} if tensors else {})})
         return
     from wanstore.cli._terminal import manifest_tables, tensors_table
     from wanstore.cli._terminal import show as show_tables
@@ -180,11 +185,9 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @click.argument("name")
 @store_option
 @click.option("--prompt", required=True, help="What the clip shows.")
-@click.option("--negative-prompt", default="", help="What the clip should not show.")
-@preset_option(default="480p/3s", show_default=True, help="Resolution and duration.")
-@click.option("--steps", type=click.IntRange(1), help="Number of denoising steps.  [default: the preset's]")
-@click.option("--size", help="WIDTHxHEIGHT instead of the preset's; multiples of 16.")
-@click.option("--frames", type=int, help="Number of frames instead of the preset's; 4k+1.")
+@click.option("--preset", "preset_name", default="480p/3s", show_default=True, help="Resolution and duration.")
+@click.option("--steps", type=click.IntRange(1), help="Number of denoising steps.  [default: the model's]")
+@clip_options
 @click.option("--seed", type=click.IntRange(-(2**63), 2**64 - 1), default=0, show_default=True,
               help="The same seed gives the same clip.")  # fmt: skip
 @device_option
@@ -194,9 +197,9 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True,
               help="The video file.")  # fmt: skip
 @json_option
-def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed: int, device: str | None,
-             dtype: Any, memory: Any, verify: bool, out: Path, as_json: bool, preset: Preset,
-             **size: Any) -> None:  # fmt: skip
+def generate(name: str, store_url: str, prompt: str, seed: int, device: str | None, dtype: Any, memory: Any,
+             verify: bool, out: Path, as_json: bool, preset_name: str, presets_file: Path | None,
+             **changes: Any) -> None:  # fmt: skip
     """Make a clip: an mp4 at 16 frames a second.
 
     \b
@@ -207,15 +210,23 @@ def generate(name: str, store_url: str, prompt: str, negative_prompt: str, seed:
     from wanstore.cli._terminal import TerminalProgress
     from wanstore.generation import check_place, write_clip
     from wanstore.generation import generate as make_clip
+    from wanstore.recipes import model_of
 
-    preset = resize(preset, **size)
+    def chosen(model: str = "") -> Preset:
+        return changed(chosen_presets([preset_name], presets_file, model)[0], **changes)
+
+    try:
+        preset = chosen()  # what is wrong about it is told before anything is fetched
+    except NotFoundError as error:
+        raise click.BadParameter(str(error), param_hint="--preset") from error
     check_place(out)
     with plain_memory_errors(preset.clip):
         with TerminalProgress(quiet=as_json) as progress:
             pipe = load(
                 name, store=store_url, device=device, dtype=dtype, memory=memory, verify=verify, progress=progress
             )
-            frames = make_clip(pipe, prompt, preset, negative_prompt=negative_prompt, seed=seed, progress=progress)
+            preset = chosen(model_of(pipe.transformer.config))
+            frames = make_clip(pipe, prompt, preset, seed=seed, progress=progress)
         write_clip(frames, out)
     plan = pipe.memory_plan
     shown_plan = {"memory_plan": str(plan)} if plan else {}

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
@@ -64,6 +65,24 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
 def preset_option(**settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--preset`, as a `Preset`."""
     return click.option("--preset", callback=_preset, **settings)
+
+
+def clip_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What of a preset may be another for once, and the file that presets come from."""
+    options = (
+        click.option("--presets-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                     help="A TOML file with presets that add to wanstore's, or change them."),
+        click.option("--size", help="WIDTHxHEIGHT instead of the preset's; multiples of 16."),
+        click.option("--frames", type=int, help="Number of frames instead of the preset's; 4k+1."),
+        click.option("--guidance", "guidance_scale", type=FiniteRange(0, min_open=True),
+                     help="How closely to follow the prompt.  [default: the model's]"),
+        click.option("--flow-shift", type=FiniteRange(0, min_open=True),
+                     help="Shift of the noise schedule; larger for form and motion.  [default: the model's]"),
+        click.option("--negative-prompt", help="What it should not show; '' for nothing.  [default: the model's]"),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,11 +153,19 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=2))
 
 
-def resize(preset: Preset, *, size: str | None, frames: int | None, steps: int | None = None) -> Preset:
-    """The preset with another size, frames or steps; impossible values are wrong usage."""
+def chosen_presets(names: Sequence[str] | None, file: Path | None, model: str = "") -> list[Preset]:
+    """The presets of those names, all if there are none, by the model's recipe."""
+    from wanstore.presets import load_presets, preset_named
+
+    presets = load_presets(file, model)
+    return list(presets.values()) if names is None else [preset_named(name, presets) for name in names]
+
+
+def changed(preset: Preset, *, size: str | None, **changes: Any) -> Preset:
+    """The preset with another size, or other fields where they are not None; impossible values are wrong usage."""
     import attrs
 
-    changes: dict[str, Any] = {k: v for k, v in {"steps": steps, "frames": frames}.items() if v is not None}
+    changes = {key: value for key, value in changes.items() if value is not None}
     if size:
         width, _, height = size.partition("x")
         if not (width.isdecimal() and height.isdecimal()):

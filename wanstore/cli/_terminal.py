@@ -12,6 +12,7 @@ import click
 
 from wanstore.cli._faults import escaped
 from wanstore.manifest import Manifest
+from wanstore.recipes import recipe_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -147,12 +148,20 @@ def list_table(manifests: Iterable[Manifest]) -> Table:
     return text_table(["name", "source", "commit", "#size", "made at"], rows)
 
 
+def _clips_of(model: str) -> str:
+    """How clips are made, which depends on the model."""
+    recipe = recipe_of(model)
+    told = f"{model}: {recipe} ({recipe.source})"
+    return told if model else f"{recipe}: the model is not recorded, or unknown, so these are {recipe.model}'s"
+
+
 def manifest_tables(manifest: Manifest) -> list[Table]:
     """What `wanstore show` shows: the facts, the conversion by component, the files."""
     source, conversion = manifest.source, manifest.conversion
     facts = {
         "source": f"{source.location} ({source.kind}) at {source.commit}",
         "made": f"{manifest.created_at}, {conversion.converter} {conversion.options}",
+        "clips": _clips_of(manifest.notes.get("model", "")),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         "size": human_bytes(manifest.size_bytes),
         "digest": manifest.digest,

@@ -24,6 +24,7 @@ from wanstore.errors import DeviceError, DeviceMemoryError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.memory._estimate import GIB
 from wanstore.presets import Preset
+from wanstore.recipes import model_of
 
 if TYPE_CHECKING:
     from wanstore.loading._pipeline import WanPipeline
@@ -59,7 +60,8 @@ class PipelineBenchmarker(Benchmarker):
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
         progress = progress or Quiet()
         rows = tuple(self.measure(preset, progress) for preset in presets)
-        return BenchmarkReport(describe(self.pipe.device), rows)
+        environment = attrs.evolve(describe(self.pipe.device), model=model_of(self.pipe.transformer.config))
+        return BenchmarkReport(environment, rows)
 
     def measure(self, preset: Preset, progress: Progress) -> BenchmarkRow:
         """Measure one preset. A failure is reported in the row."""

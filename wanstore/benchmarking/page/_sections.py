@@ -277,6 +277,7 @@ def how(report: BenchmarkReport) -> list[str]:
         "machine": environment.machine,
         "measured at": environment.measured_at,
         "weights": environment.weights,
+        "model": environment.model,
         "dtype": environment.dtype and f"{environment.dtype}, the others float16",
         "memory plan": environment.memory and f"{environment.memory}, for every preset",
         "clips measured": ", ".join(f"{row.preset.name}: {len(row.rounds)}" for row in report.rows if row.worked),
@@ -316,7 +317,8 @@ def _memory_by_phase(report: BenchmarkReport) -> list[str]:
 def _notes(row: BenchmarkRow) -> list[str]:
     reason = "" if row.worked else row.reason
     plan = f"memory plan: {row.memory_plan}" if row.memory_plan else ""
-    return [text.rstrip(".") for text in (clip_of(row.preset), plan, row.preset.notes, reason) if text]
+    recipe = f"guidance {row.preset.guidance_scale:g}, flow shift {row.preset.flow_shift:g}"
+    return [text.rstrip(".") for text in (clip_of(row.preset), recipe, plan, row.preset.notes, reason) if text]
 
 
 def _kilojoules(row: BenchmarkRow) -> str:

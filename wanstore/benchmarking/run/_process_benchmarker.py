@@ -26,6 +26,7 @@ from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.manifest import Manifest, read_manifest
 from wanstore.memory._plan import check_memory
 from wanstore.presets import Preset
+from wanstore.recipes import model_in
 
 ALL = "all presets"
 """The progress task of the whole run."""
@@ -89,7 +90,7 @@ class ProcessBenchmarker(Benchmarker):
         found = self._describe()
         dtype = ", ".join(f"{component}={name}" for component, name in self.dtype.items())
         environment = attrs.evolve(
-            found, command=self.command, weights=describe_weights(manifest), dtype=dtype,
+            found, command=self.command, weights=describe_weights(manifest), dtype=dtype, model=model_in(self.folder),
             memory="" if self.memory == "auto" else self.memory,
         )  # fmt: skip
         keys = {preset.name: self._key(preset, manifest, environment) for preset in presets}
