@@ -11,12 +11,25 @@ change nothing, so they are not set.
 from __future__ import annotations
 
 import os
+import re
+import sys
 from typing import TYPE_CHECKING
 
 import modal
 
 if TYPE_CHECKING:
     from wanstore.presets import Preset
+
+NEEDED = "1.6.0"
+"""Of the client: an older one lacks arguments that are used here, and would end in a traceback."""
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+
+
+if numbers(modal.__version__) < numbers(NEEDED):
+    sys.exit(f"modal {modal.__version__} is too old, {NEEDED} or newer is needed. Run: pip install --upgrade modal")
 
 REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 VOLUME = "anime-models"

@@ -65,7 +65,7 @@ def test_a_clip_is_made_by_its_presets_recipe(given: str | None, used: str) -> N
     """Whatever the scheduler was stored with; a negative prompt of one's own goes first, and "" is none."""
     pipe = Asked()
     preset = attrs.evolve(PRESET, steps=7, guidance_scale=2.5, flow_shift=9.0, negative_prompt="blurred")
-    generate(pipe, "a cat", preset, negative_prompt=given)  # type: ignore[arg-type]
+    generate(pipe, "a cat", preset, negative_prompt=given)
     assert pipe.scheduler.config.flow_shift == 9.0
     assert (pipe.asked["num_inference_steps"], pipe.asked["guidance_scale"]) == (7, 2.5)
     assert pipe.asked["negative_prompt"] == used

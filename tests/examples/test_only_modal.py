@@ -8,7 +8,22 @@ import sys
 
 import pytest
 
-from tests.examples.account import ONLY_MODAL
+from tests.examples.account import ONLY_MODAL, ROOT
+
+
+@pytest.mark.parametrize("version", ["1.4.2", "1.5.9", "0.77"])
+def test_an_older_modal_is_one_line_that_names_the_version_needed(version: str) -> None:
+    """Before anything is started."""
+    program = f"import modal\nmodal.__version__ = {version!r}\nimport modal_common"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ONLY_MODAL), str(ROOT / "examples")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1 and run.stderr.startswith(f"modal {version} is too old, 1.6.0 or newer is needed")
+    assert len(run.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

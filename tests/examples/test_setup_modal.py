@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -17,6 +18,7 @@ import wanstore
 from tests.examples.account import REPO, ROOT, Account, interrupt, wait_for
 from wanstore.stores.modal import ModalVolumeStore
 from wanstore.testing.hub import LoopbackHub
+from wanstore.testing.manifests import seal_as_is
 
 SETUP = ("run", "examples/setup_modal.py", "--repo", REPO)
 NAME = "wan2.1-fp16"
@@ -119,6 +121,8 @@ class TestFaults:
         process = account.start(*SETUP, "--volume", "killed")
         dying = account.running("set_up")
         wait_for(lambda: converted(account, "killed") > 3)
+        downloads = [path for path in account.control.volumes.folder("killed").rglob("*") if "source" in path.parts]
+        assert not downloads, "the container's own disk has them"
         monkeypatch.setitem(account.control.containers.environment, "HF_ENDPOINT", account.hub.url)
         account.hub.requests.clear()
         dying.kill()
@@ -138,7 +142,7 @@ class TestFaults:
         account.control.faults.lose("VolumeCommit", 10_000)
         result = account.modal(*SETUP, "--volume", "lossy")
         assert result.returncode == 1 and "There is no pipeline" in result.stdout
-        assert account.stored("lossy") == []
+        assert account.stored("lossy") == [] and "Traceback" not in result.stdout
         account.control.faults.clear()
         assert account.modal(*SETUP, "--volume", "lossy").returncode == 0
         assert account.store("lossy").verify(NAME).ok
@@ -155,13 +159,36 @@ class TestFaults:
         assert len(account.stored("shared")) == 1 and account.store("shared").verify(NAME).ok
 
     def test_detached_it_goes_on_without_its_client(self, account: Account) -> None:
-        """Ctrl-C ends the client, not the setup."""
+        """Ctrl-C ends the client, not the setup; reading back is asked for apart."""
         process = account.start("run", "--detach", *SETUP[1:], "--volume", "detached")
         account.running("set_up")
         interrupt(process)
         assert account.stored("detached") == []
         wait_for(lambda: account.stored("detached"))
-        assert account.store("detached").verify(NAME).ok
+        result = account.modal("run", "examples/setup_modal.py", "--verify", "--volume", "detached")
+        assert result.returncode == 0 and "detached/wan2.1-fp16: 27 files, all whole" in result.stdout
+
+    @pytest.mark.parametrize(
+        ("made", "told"), [(False, "There is no Volume unseen"), (True, "There is no pipeline 'wan2.1-fp16'")]
+    )
+    def test_verify_without_a_pipeline_is_one_line(self, account: Account, made: bool, told: str) -> None:
+        """Status 1, and nothing is made."""
+        if made:
+            account.control.volumes.create("unseen")
+        result = account.modal("run", "examples/setup_modal.py", "--verify", "--volume", "unseen")
+        assert result.returncode == 1 and told in " ".join(result.stdout.split()), result.stdout
+        assert "Traceback" not in result.stdout and account.stored("unseen") == []
+
+    def test_verify_finds_what_is_damaged(self, account: Account, tiny_fp16: Path) -> None:
+        """Status 1, with the way to mend it."""
+        folder = account.control.volumes.create("bitten").folder / NAME
+        shutil.copytree(tiny_fp16, folder)
+        seal_as_is(folder)
+        with (folder / "vae/diffusion_pytorch_model.safetensors").open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"x")
+        result = account.modal("run", "examples/setup_modal.py", "--verify", "--volume", "bitten")
+        assert result.returncode == 1 and "NOT whole" in result.stdout and "--replace" in result.stdout
 
     def test_what_cannot_work_is_one_line(self, account: Account) -> None:
         """No retries, no traceback: what is wrong, and status 1."""

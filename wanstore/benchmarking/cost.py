@@ -19,7 +19,10 @@ from wanstore.errors import InvalidSettingError, NotFoundError
 
 @attrs.frozen
 class Prices:
-    """US dollars, and the container that a clip is made in. `gpu_second` goes by the GPUs' names at Modal."""
+    """US dollars, and the container that a clip is made in. `gpu_second` goes by the GPUs' names at Modal.
+
+    Of the Volumes of a workspace the first `volume_free_gib` cost nothing.
+    """
 
     date: str
     source: str
@@ -27,6 +30,7 @@ class Prices:
     gib_second: float
     gpu_second: Mapping[str, float]
     volume_gib_month: float
+    volume_free_gib: float
     cores: float
     memory_gib: float
     clips_per_start: int
@@ -87,6 +91,7 @@ def load_prices(path: Path | None) -> Prices:
         gib_second=tables["second"]["memory_gib"],
         gpu_second=tables["gpu_second"],
         volume_gib_month=tables["month"]["volume_gib"],
+        volume_free_gib=tables["month"]["volume_free_gib"],
         cores=tables["container"]["cores"],
         memory_gib=tables["container"]["memory_gib"],
         clips_per_start=tables["container"]["clips_per_start"],
