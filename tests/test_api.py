@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import wanstore
+from wanstore import _setup
 from wanstore._files import hash_file
 from wanstore.conversion._plan import make_plan
 from wanstore.conversion.fp16 import Fp16Converter
@@ -201,8 +202,7 @@ def test_too_little_room_is_said_before_any_work(
     tiny_fp32: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error gives both figures."""
-    usage = shutil.disk_usage(tiny_fp32)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(_setup, "free_bytes", lambda _: 1000)
     with pytest.raises(DiskFullError, match=r"0\.0 GB are free"):
         wanstore.setup(str(tiny_fp32), store, name="w")
     assert store.list() == Listing()

@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 import wanstore
+from wanstore import _setup
 from wanstore.errors import DiskFullError, UnreachableError
 from wanstore.interfaces import Listing, Quiet
 from wanstore.stores.local import LocalStore
@@ -78,8 +79,7 @@ def test_a_kept_source_counts_in_the_room_that_setup_needs(
 ) -> None:
     """On the store's own disk both have to fit; what is kept already needs no more."""
     stored = wanstore.setup(str(tiny_fp32), store, name="folder").size_bytes
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=stored + 1_000_000))
+    monkeypatch.setattr(_setup, "free_bytes", lambda _: stored + 1_000_000)
     with pytest.raises(DiskFullError, match="Setup needs"):
         wanstore.setup(REPO, store, keep_source=tmp_path / "kept")
     shutil.copytree(tiny_fp32, tmp_path / "kept", dirs_exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -90,9 +91,26 @@ def sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force one file's data, or one directory's entries, to the disk."""
+    """Force one file's data, or one directory's entries, to the disk.
+
+    Some file systems, as network ones and FUSE, do not know the latter: there entries are as durable as they get.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
     finally:
         os.close(descriptor)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free bytes of the file system; None where it gives a placeholder, as mounts of object stores do."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return None
+    if found.f_frsize <= 0 or not 0 < found.f_bavail <= found.f_blocks or found.f_blocks * found.f_frsize > 1 << 60:
+        return None
+    return found.f_bavail * found.f_frsize

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from wanstore._files import files_below
+from wanstore._files import files_below, free_bytes
 from wanstore._formats._json import digest_of, read_json
 from wanstore._installed import make_backend
 from wanstore.errors import (
@@ -176,7 +176,7 @@ def check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -
 
 
 def check_free_space(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:
-    """Raise `DiskFullError` before long work if a disk has too little room; 0 free means: can't be asked."""
+    """Raise `DiskFullError` before long work if a disk has too little room; one that cannot be asked passes."""
     kept = keep_source if plan.record.kind == "hub" else None
     fetched = plan.record.kind == "hub" and not kept
     needs = {stage.path: (plan.peak_bytes if fetched else plan.stored_bytes) - _held(stage.path, stage.scratch)}
@@ -187,8 +187,8 @@ def check_free_space(plan: ConversionPlan, stage: Stage, keep_source: Path | Non
     disks = {folder: folder.stat().st_dev for folder in needs}
     for folder, disk in disks.items():
         needed = sum(needs[other] for other in needs if disks[other] == disk)
-        free = shutil.disk_usage(folder).free
-        if 0 < free < needed:
+        free = free_bytes(folder)
+        if free is not None and free < needed:
             raise DiskFullError(
                 f"Setup needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free",
                 "Free some space, or name a store on a larger disk",

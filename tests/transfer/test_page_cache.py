@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from wanstore.building._weight_files import open_weights
-from wanstore.transfer._page_cache import ReadAhead, cached_spans
+from wanstore.transfer import _page_cache
+from wanstore.transfer._page_cache import ReadAhead, cached_share, cached_spans, can_tell
 
 SPANS = [(0, 1 << 20), (1 << 20, 2 << 20), (2 << 20, 3 << 20)]
 
@@ -46,6 +48,33 @@ def test_what_was_read_again_is_cached_and_the_rest_is_not(file: Path) -> None:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # no read-ahead of the kernel's own
         os.pread(opened.fileno(), 1 << 20, 1 << 20)
         assert cached_spans(opened.fileno(), SPANS) == [False, True, False]
+
+
+@pytest.fixture
+def gvisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Its mincore says of every page that it is in memory."""
+    can_tell.cache_clear()
+    monkeypatch.setattr(_page_cache, "_in_memory", lambda libc, address: True)
+    yield
+    can_tell.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_linux_can_tell_what_is_cached() -> None:
+    """A page that nobody has touched is not in memory."""
+    can_tell.cache_clear()
+    assert can_tell()
+
+
+@pytest.mark.usefixtures("gvisor")
+def test_a_kernel_that_says_yes_to_everything_is_not_believed(file: Path, tiny_copy: Path) -> None:
+    """All counts as cached, so that it is read through the cache; and all is read ahead."""
+    assert not can_tell()
+    with file.open("rb") as opened:
+        assert cached_spans(opened.fileno(), SPANS) == [True] * 3 and cached_share([opened.fileno()]) == 1.0
+    with open_weights(tiny_copy) as weights:
+        files = [file for group in weights.values() for file in group]
+        assert len(ReadAhead(files)._work) == len(files), "each is smaller than a block"
 
 
 def test_an_empty_file_and_no_spans_are_no_fault(tmp_path: Path, file: Path) -> None:

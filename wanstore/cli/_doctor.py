@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import os
 import platform
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wanstore._error_translation import first_line
+from wanstore._files import free_bytes
 from wanstore._installed import versions
 from wanstore.benchmarking.measure._ceilings import Ceilings, measure_ceilings
 from wanstore.building._dtypes import check_dtypes
@@ -104,12 +104,14 @@ def _gpu() -> str:
 
 
 def _disk(folder: Path) -> dict[str, str]:
-    return {"free": f"{shutil.disk_usage(folder).free / 1e9:.1f} GB"}
+    free = free_bytes(folder)
+    return {"free": "not told by this file system" if free is None else f"{free / 1e9:.1f} GB"}
 
 
 def measure(folder: Path) -> tuple[dict[str, str], Ceilings | None]:
     """How fast a file of 256 MiB in `folder` is written and read, and a GPU filled; nothing where there is no room."""
-    if shutil.disk_usage(folder).free < 2 * _SAMPLE_BYTES:
+    free = free_bytes(folder)
+    if free is not None and free < 2 * _SAMPLE_BYTES:
         return {"not measured": "the disk is nearly full"}, None
     try:
         sample = tempfile.NamedTemporaryFile(dir=folder, prefix=".wanstore-doctor-")  # noqa: SIM115

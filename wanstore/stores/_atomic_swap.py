@@ -7,6 +7,7 @@ import errno
 import os
 from pathlib import Path
 
+from wanstore._files import remove_tree
 from wanstore.errors import NotSupportedError
 
 _AT_FDCWD = -100
@@ -25,20 +26,28 @@ def swap(one: Path, other: Path) -> None:
             return
         code = ctypes.get_errno()
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        raise NotSupportedError(
-            f"The file system of {other.parent} cannot swap two folders in one step",
-            "Store under another name, or delete the old pipeline first",
-        )
+        raise _cannot(other.parent)
     raise OSError(code, os.strerror(code), str(other))
 
 
 def check_swap(folder: Path) -> None:
     """Raise `NotSupportedError` now, before long work, if `swap` does not work in `folder`."""
     one, other = folder / ".swap-a", folder / ".swap-b"
-    one.mkdir(exist_ok=True)
-    other.mkdir(exist_ok=True)
+    for place in (one, other):
+        place.mkdir(exist_ok=True)
     try:
+        (one / "was-a").touch()
         swap(one, other)
+        # A file system that ignores the flag has renamed the one over the other, which was empty.
+        if not one.is_dir() or not (other / "was-a").exists():
+            raise _cannot(folder)
     finally:
-        one.rmdir()
-        other.rmdir()
+        for place in (one, other):
+            remove_tree(place)
+
+
+def _cannot(folder: Path) -> NotSupportedError:
+    return NotSupportedError(
+        f"The file system of {folder} cannot swap two folders in one step",
+        "Store under another name, or delete the old pipeline first",
+    )

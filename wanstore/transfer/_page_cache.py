@@ -8,6 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,39 @@ from wanstore.transfer._weight_file import WeightFile
 _READ_AHEAD_THREADS = 4
 _BLOCK_BYTES = 8 << 20
 _LOOKS = 16
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+@cache
+def can_tell() -> bool:
+    """Whether this kernel's answers about page cache can be believed.
+
+    gVisor's are that everything is in memory. So it is asked about a page that nobody has touched, which is not.
+    """
+    libc = _libc()
+    address = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if address == _MAP_FAILED:
+        return False
+    try:
+        return _in_memory(libc, address) is False
+    finally:
+        libc.munmap(address, mmap.PAGESIZE)
+
+
+def _in_memory(libc: ctypes.CDLL, address: int) -> bool | None:
+    """Whether the page at `address` is in memory; None where the kernel does not say."""
+    answer = ctypes.create_string_buffer(1)
+    return None if libc.mincore(address, mmap.PAGESIZE, answer) else bool(answer.raw[0] & 1)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    return libc
 
 
 def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool]:
@@ -23,28 +57,18 @@ def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool
 
     The first page says little: reading a file's header brings it in, and some after it.
 
-    Where this cannot be determined, all count as cached: then they are read through the cache, as usual. The kernel
-    answers the same to somebody who could not write the file (mincore(2)).
+    Where this cannot be determined (see `can_tell`), all count as cached: then they are read through the cache, as
+    usual. The kernel answers the same to somebody who could not write the file (mincore(2)).
     """
     size = os.fstat(descriptor).st_size
-    if not spans or size == 0:
+    if not spans or size == 0 or not can_tell():
         return [True] * len(spans)
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    libc, page = _libc(), mmap.PAGESIZE
     address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-    if address in (None, ctypes.c_void_p(-1).value):
+    if address == _MAP_FAILED:
         return [True] * len(spans)
-    page, answer = mmap.PAGESIZE, ctypes.create_string_buffer(1)
-
-    def cached(position: int) -> bool:
-        asked = libc.mincore(address + position // page * page, page, answer)
-        return asked != 0 or bool(answer.raw[0] & 1)
-
     try:
-        return [cached(stop - 1) for _, stop in spans]
+        return [_in_memory(libc, address + (stop - 1) // page * page) is not False for _, stop in spans]
     finally:
         libc.munmap(address, size)
 
@@ -62,7 +86,8 @@ class ReadAhead:
     """While the block runs, threads read what of the files is not in page cache yet, in order, and drop it.
 
     It fills the time until the bytes have somewhere to go: importing torch alone takes seconds. Where a file
-    system caches nothing, nothing is gained or lost. Faults are left to the transfer that reads the bytes afterwards.
+    system caches nothing, nothing is gained or lost. Where nobody can tell what is cached, all of it is read: at worst
+    some threads copy for nothing. Faults are left to the transfer that reads the bytes afterwards.
     """
 
     def __init__(self, files: Iterable[WeightFile]) -> None:
@@ -71,7 +96,7 @@ class ReadAhead:
             descriptor, size = file.descriptor, os.fstat(file.descriptor).st_size
             spans = [(start, min(size, start + _BLOCK_BYTES)) for start in range(0, size, _BLOCK_BYTES)]
             missing = zip(spans, cached_spans(descriptor, spans), strict=True)
-            self._work += [(descriptor, start) for (start, _), cached in missing if not cached]
+            self._work += [(descriptor, start) for (start, _), cached in missing if not (cached and can_tell())]
         count = min(_READ_AHEAD_THREADS, len(self._work))
         self._threads = [threading.Thread(target=self._run, name="wanstore-ahead") for _ in range(count)]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from wanstore.errors import DamagedError
 from wanstore.transfer._layout import BufferLayout, Chunk
-from wanstore.transfer._page_cache import cached_spans
+from wanstore.transfer._page_cache import cached_spans, can_tell
 from wanstore.transfer._weight_file import WeightFile
 
 
@@ -21,8 +21,8 @@ def slot_bytes(layout: BufferLayout) -> int:
 class Reader(Protocol):
     """Gives the bytes of chunks, to several threads at once."""
 
-    def look(self, chunks: Sequence[Chunk]) -> int:
-        """Prepare for these chunks; returns how many of their bytes have to come from a disk."""
+    def look(self, chunks: Sequence[Chunk]) -> int | None:
+        """Prepare for these chunks; returns how many of their bytes are not in page cache, None if nobody can tell."""
 
     def fill(self, chunk: Chunk, slot: memoryview) -> int:
         """Put the chunk's bytes into `slot` (`slot_bytes`, at a page's start); returns the place of the first."""
@@ -49,7 +49,7 @@ class FileReader:
         self._direct: dict[int, int] = {}
         self._uncached: set[tuple[int, int]] = set()
 
-    def look(self, chunks: Sequence[Chunk]) -> int:
+    def look(self, chunks: Sequence[Chunk]) -> int | None:
         uncached_bytes = 0
         for number, file in enumerate(self._files):
             own = [chunk for chunk in chunks if chunk.file == number]
@@ -58,7 +58,7 @@ class FileReader:
             uncached_bytes += sum(chunk.stop - chunk.start for chunk in missing)
             if missing and not self._through_cache and self._open_direct(number):
                 self._uncached |= {(number, chunk.start) for chunk in missing}
-        return uncached_bytes
+        return uncached_bytes if can_tell() else None
 
     def where(self, chunk: Chunk) -> tuple[int, int, int]:
         """What to read for the chunk: by which descriptor, from which byte on, and how many bytes."""

@@ -45,7 +45,7 @@ class Transfer:
         self._thread = threading.Thread(target=self._run, name="wanstore-transfer")
         self.began = self._prepared = self._ended = 0.0
         self._times = Times(0.0, 0.0)
-        self._uncached_bytes = 0
+        self._uncached_bytes: int | None = 0
 
     def __enter__(self) -> Self:
         try:

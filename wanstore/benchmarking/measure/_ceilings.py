@@ -30,7 +30,7 @@ class Ceilings:
 
     def best_of(self, transfer: TransferRecord, device: str) -> tuple[str, float]:
         """What bounds a transfer like this one on this machine, and the bytes a second that it allows."""
-        known = {"disk": self.disk if 2 * transfer.uncached_bytes > transfer.size_bytes else 0.0}
+        known = {"disk": self.disk if transfer.came_from_disk else 0.0}
         known |= {"page cache": self.page_cache, "PCIe": self.pcie if device.startswith("cuda") else 0.0}
         return min(((name, rate) for name, rate in known.items() if rate), key=lambda item: item[1])
 
