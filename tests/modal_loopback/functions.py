@@ -11,6 +11,8 @@ from typing import Any
 import attrs
 from modal_proto import api_pb2
 
+from tests.modal_loopback.faults import Faults
+
 _LONGEST_RETRY_DELAY_SECONDS = 0.1
 """A function's own delays between retries are cut to this: tests do not wait for minutes."""
 
@@ -103,10 +105,11 @@ class Calls:
     """All functions and calls. `start` is asked for a container whenever an input has none to wait for, `kill` to end
     one that is at an input beyond its function's timeout."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults) -> None:
         self.functions: dict[str, Function] = {}
         self.start: Callable[[Function], Awaitable[None]] | None = None
         self.kill: Callable[[str], None] = lambda task_id: None
+        self._faults = faults
         self._calls: dict[str, Call] = {}
         self._inputs: dict[str, Input] = {}
         self._changed = asyncio.Event()
@@ -144,11 +147,14 @@ class Calls:
         )
 
     async def FunctionPutInputs(self, request: Any) -> Any:
-        added = await self._add(self._calls[request.function_call_id], request.inputs)
+        added = await self._add(self._call(request.function_call_id), request.inputs)
         return api_pb2.FunctionPutInputsResponse(inputs=added)
 
     async def FunctionGetOutputs(self, request: Any) -> Any:
-        call = self._calls[request.function_call_id]
+        call = self._call(request.function_call_id)
+        if self._faults.expires(call.call_id):
+            await asyncio.sleep(request.timeout)  # the client asks again at once if it was told to wait for ever
+            return api_pb2.FunctionGetOutputsResponse(last_entry_id="0-0")
         seen = int((request.last_entry_id or "0").partition("-")[0])
         deadline = asyncio.get_running_loop().time() + request.timeout
         while len(call.outputs) <= seen and asyncio.get_running_loop().time() < deadline:
@@ -235,6 +241,11 @@ class Calls:
         """Wake whoever waits for a change."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _call(self, call_id: str) -> Call:
+        if call_id not in self._calls:
+            raise FileNotFoundError(f"function call {call_id}")
+        return self._calls[call_id]
 
     async def _add(self, call: Call, items: Any) -> list[Any]:
         function = self.functions[call.function_id]

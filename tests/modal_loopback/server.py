@@ -127,7 +127,7 @@ class ControlPlane:
         self.volumes = Volumes(root)
         self.faults = Faults()
         self.secrets: dict[str, dict[str, str]] = {}
-        self.calls = Calls()
+        self.calls = Calls(self.faults)
         self.apps = AppCalls(self.calls, self.volumes, self.secrets)
         self.containers = Containers(root, self.volumes, self.apps, self.calls, self.faults, self._serve_container)
         self.calls.start = self.containers.start_if_needed
