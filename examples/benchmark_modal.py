@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -44,8 +45,13 @@ GPU = "L4"
 CONTAINER = {"cores": 2, "memory_gib": 16}
 ATTENTION = "auto"
 """Compares the backends that work and takes the fastest. Seconds, beside minutes for a clip."""
-RESERVE_SECONDS = 30
-"""What a container has, after its preset was stopped, to say so. Only if it does not is it stopped itself."""
+
+
+def container_seconds(one: planning.Plan) -> int:
+    """When Modal stops a container: it has some time beside its preset's to start, and to save what there is."""
+    return min(one.timeout_seconds + one.timeout_seconds // 10 + 30, planning.DAY_SECONDS)
+
+
 POLL_SECONDS = 5
 COLD_STARTS = "cold-starts.json"
 
@@ -106,12 +112,11 @@ class TimeLeft:
     """A progress for logs: a line for each tenth of a preset's steps, with the time left."""
 
     def __init__(self, preset: str) -> None:
-        self._preset, self._total, self._done, self._began = preset, 1, 0, time.monotonic()
+        self._preset, self._task, self._total, self._done, self._began = preset, "", 1, 0, time.monotonic()
 
     def start(self, task: str, total: int, unit: str = "bytes") -> None:
         if unit == "%":  # the task of the whole run
-            self._total, self._done, self._began = max(total, 1), 0, time.monotonic()
-            self._task = task
+            self._task, self._total, self._done, self._began = task, max(total, 1), 0, time.monotonic()
 
     def advance(self, task: str, amount: int) -> None:
         if task != self._task:
@@ -161,7 +166,9 @@ def measure(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[s
 
 
 @app.function(timeout=planning.DAY_SECONDS, env={"WANSTORE_DEVICE": DEVICE}, single_use_containers=True)
-def conduct(run: str, volume: str, name: str, gpu: str, plans: list[planning.Plan], resume: bool) -> dict[str, str]:
+def conduct(
+    run: str, command: str, volume: str, name: str, gpu: str, plans: list[planning.Plan], resume: bool
+) -> dict[str, str]:
     """Start what is missing, wait for it, and write the page after each row. The summary, or what is in the way.
 
     Modal may end this container and give its work to another: that one finds the rows and the calls of the same `run`.
@@ -193,7 +200,8 @@ def conduct(run: str, volume: str, name: str, gpu: str, plans: list[planning.Pla
             running_call(earlier.get("id")) if earlier.get("recipe") == recipes[preset] else None
         ) or start(volume, name, gpu, one, recipes[preset])
         ids[preset] = {"id": calls[preset].object_id, "recipe": recipes[preset]}
-    results.write({"run.json": json.dumps({"run": run, "calls": ids}).encode()})
+        # At once: whoever takes this over must not start another GPU for it.
+        results.write({"run.json": json.dumps({"run": run, "command": command, "calls": ids}).encode()})
 
     while True:
         summary = write_page(results, gpu, waited_for=list(calls))
@@ -254,7 +262,7 @@ def start(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str
     """A container for one preset, which Modal stops if it does not stop itself."""
     options: dict[str, Any] = {
         "volumes": {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)},
-        "timeout": min(one.timeout_seconds + RESERVE_SECONDS, planning.DAY_SECONDS),
+        "timeout": container_seconds(one),
     }
     if gpu:
         options["gpu"] = gpu
@@ -307,7 +315,7 @@ def write_page(results: Results, gpu: str, waited_for: list[str]) -> str:
         ColdStarts(form["form"], tuple(Start(**start) for start in form["starts"]), tuple(form["failures"]))
         for form in results.read_json(COLD_STARTS) or ()
     )
-    command = f"modal run examples/benchmark_modal.py --gpu {gpu}" if gpu else ""
+    command = (results.read_json("run.json") or {}).get("command", "")
     report = BenchmarkReport(attrs.evolve(environment, command=command), tuple(rows), cold_starts)
     with tempfile.TemporaryDirectory() as work:
         write(report, Path(work, f"{results.stem}.md"))
@@ -392,8 +400,9 @@ def main(
     print("\n".join(planning.lines(plans, gpu, **CONTAINER)), flush=True)
 
     mounted = {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)}
-    run = uuid.uuid4().hex
-    ended = conduct.with_options(volumes=mounted).remote(run, volume, name, gpu, list(plans), resume)
+    ended = conduct.with_options(volumes=mounted).remote(
+        uuid.uuid4().hex, shlex.join(["modal", *sys.argv[1:]]), volume, name, gpu, list(plans), resume
+    )
     if "error" in ended:
         sys.exit(ended["error"])
     bring_home(results, out)

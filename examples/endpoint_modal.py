@@ -47,6 +47,7 @@ and in every form: it loads what is there now, which takes a cold start's time o
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -134,6 +135,7 @@ app = modal.App(APP)
 def built_in_errors(method: Callable[..., Any]) -> Callable[..., Any]:
     """A caller can only be told by exceptions that it can import: whatever else there is becomes a RuntimeError."""
 
+    @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)

@@ -136,6 +136,13 @@ class TestFaults:
         assert account.store("killed").verify(NAME).ok
         assert all(account.control.faults.calls[call] > 1 for call in HICCUPS)
 
+    def test_a_slow_volume_costs_time_and_nothing_else(self, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Commits in the background take seconds here, so that they overlap with writing and with the last one."""
+        monkeypatch.setattr(account.control.volumes.link, "bytes_a_second", 2e7)
+        result = account.modal(*SETUP, "--volume", "slow")
+        assert result.returncode == 0 and "all whole" in result.stdout, result.stdout
+        assert account.store("slow").verify(NAME).ok
+
     @pytest.mark.slow
     def test_a_lost_commit_is_noticed_and_made_up_for(self, account: Account) -> None:
         """Nothing reaches the Volume though Modal says so: the reading back fails, and the next run repairs it."""

@@ -22,13 +22,15 @@ What it does not emulate:
   regions are taken note of by nobody.
 - Scaling: a container for each waiting input up to a small limit, no idle time-out, at most `containers.most` at
   once; containers of an older deployment go on. A retry's delay is cut to a tenth of a second.
+- Rates: transfers to and from outside, and commits, take the time that `volumes.link` gives them. Reads and writes on a
+  mount are as fast as the disk.
 - Commits: whether Modal shows one in one step is not documented; here it does. Background commits come each half
   second, Modal's each few seconds.
 - Web endpoints: those of functions are served, each at a port of its own; any two strings are a proxy token.
   WebSockets, those of a class's methods, schedules, queues, sandboxes, generators, classes with parameters and
   batching: not at all.
 - Accounts, permissions (any token will do) and environments (all are one); uploads in several parts (the client
-  asks for them beyond 1 GiB only when told to); signatures; reads that outlive a change of their file; speed, quotas.
+  asks for them beyond 1 GiB only when told to); signatures; reads that outlive a change of their file; quotas.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class _Transfers:
     async def put(self, request: web.Request) -> web.Response:
         data = await request.read()
         await self._meet("PUT")
+        await asyncio.sleep(self._volumes.link.seconds(len(data)))
         self._blobs[request.match_info["name"]] = self._volumes.add_block(data)
         return web.Response(body=b"stored", headers={"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
 
@@ -109,6 +110,7 @@ class _Transfers:
         with path.open("rb") as file:
             file.seek(int(request.match_info["number"]) * BLOCK_BYTES)
             data = file.read(BLOCK_BYTES)
+        await asyncio.sleep(self._volumes.link.seconds(len(data)))
         return web.Response(body=data.rstrip(b"\0"))
 
     async def _meet(self, method: str) -> None:

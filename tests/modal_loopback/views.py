@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class View:
             changed = [path for path, entry in now.items() if self._base.get(path) != entry]
             removed = [path for path in self._base if path not in now]
             if changed or removed:
+                time.sleep(self.volume.link.seconds(sum(now[path].size for path in changed)))
                 with self.volume.changing() as folder:
                     _copy(changed, now, self.folder, folder)
                     _remove(removed, folder)

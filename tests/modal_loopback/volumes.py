@@ -19,6 +19,16 @@ from wanstore.stores._atomic_swap import swap
 BLOCK_BYTES = 8 << 20
 
 
+@attrs.define
+class Link:
+    """What all Volumes are reached over: with a rate each transfer takes its time. Modal's is 2.5e9 at most."""
+
+    bytes_a_second: float | None = None
+
+    def seconds(self, size_bytes: int) -> float:
+        return size_bytes / self.bytes_a_second if self.bytes_a_second else 0.0
+
+
 @attrs.frozen
 class Volume:
     """One Volume: `folder` holds its files, `version` is 1 or 2. Whoever changes several files holds `lock`."""
@@ -27,6 +37,7 @@ class Volume:
     name: str
     version: int
     folder: Path
+    link: Link = attrs.field(factory=Link, eq=False, repr=False)
     lock: threading.Lock = attrs.field(factory=threading.Lock, eq=False, repr=False)
 
     def path(self, inside: str) -> Path:
@@ -91,17 +102,18 @@ class Volume:
 
 
 class Volumes:
-    """All Volumes below one folder, and the blocks that were sent for them, by SHA-256."""
+    """All Volumes below one folder, the link that they share, and the blocks that were sent for them, by SHA-256."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._blocks = root / "blocks"
         self._blocks.mkdir(parents=True)
         self._by_id: dict[str, Volume] = {}
+        self.link = Link()
 
     def create(self, name: str, version: int = 1) -> Volume:
         volume_id = f"vo-{uuid.uuid4().hex[:22]}"
-        volume = Volume(volume_id, name, version, self._root / volume_id / "files")
+        volume = Volume(volume_id, name, version, self._root / volume_id / "files", self.link)
         volume.folder.mkdir(parents=True)
         self._by_id[volume_id] = volume
         return volume

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.snapshots.gvisor import Sandbox, why_not
 from wanstore.building._weight_files import open_weights
 from wanstore.transfer import _page_cache
 from wanstore.transfer._page_cache import ReadAhead, cached_share, cached_spans, can_tell
 
+ROOT = Path(__file__).parents[2]
 SPANS = [(0, 1 << 20), (1 << 20, 2 << 20), (2 << 20, 3 << 20)]
 
 
@@ -64,6 +66,15 @@ def test_linux_can_tell_what_is_cached() -> None:
     """A page that nobody has touched is not in memory."""
     can_tell.cache_clear()
     assert can_tell()
+
+
+def test_gvisor_cannot() -> None:
+    """What Modal's containers run in."""
+    if reason := why_not():
+        pytest.skip(reason)
+    program = "import json; from wanstore.transfer._page_cache import can_tell; print('ANSWER', json.dumps(can_tell()))"
+    with Sandbox([sys.executable, "-c", program], environment={"PYTHONPATH": str(ROOT)}) as sandbox:
+        assert sandbox.hear("ANSWER") is False
 
 
 @pytest.mark.usefixtures("gvisor")
