@@ -3,12 +3,13 @@
     with ControlPlane(tmp_path) as control:
         ...  # point the client at control.url; its Volumes' files lie under control.volumes.folder(NAME)
 
-Volumes v1 and v2 and Dicts have real contents in a folder. `modal run` and `modal deploy` work: the functions'
-bodies run in containers, each a process of the wheel's own container entrypoint with the code that the client
-uploaded, a view of its own of each Volume (see `views`) mounted where the app wants it (see `roots`), the
-variables that secrets and the image's ENV set, the function's timeout, and retries when it fails or dies. A class of
-a deployed app with `enable_memory_snapshot` goes through enter(snap=True), the checkpoint, and enter(snap=False). All
-of it can be made to fail: see `Faults`, `Container.kill`, and `ControlPlane.lose_clients`.
+Volumes v1 and v2 and Dicts have real contents in a folder. `modal run` and `modal deploy` work: the functions' bodies
+run in containers, each a process of the wheel's own container entrypoint with the code that the client uploaded, a
+view of its own of each Volume (see `views`) mounted where the app wants it (see `roots`), the variables that secrets
+and the image's ENV set, the function's timeout, and retries when it fails or dies. A class of a deployed app with
+`enable_memory_snapshot` goes through enter(snap=True), the checkpoint, and enter(snap=False). Web functions answer
+HTTP at their `get_web_url()`. All of it can be made to fail: see `Faults`, `Container.kill`, and
+`ControlPlane.lose_clients`.
 
 What it does not emulate:
 
@@ -25,8 +26,9 @@ What it does not emulate:
   mount are as fast as the disk.
 - Commits: whether Modal shows one in one step is not documented; here it does. Background commits come each half
   second, Modal's each few seconds.
-- Web endpoints: they get an address, and nobody listens there. Schedules, queues, sandboxes, generators, classes
-  with parameters and batching: not at all.
+- Web endpoints: those of functions are served, each at a port of its own; any two strings are a proxy token.
+  WebSockets, those of a class's methods, schedules, queues, sandboxes, generators, classes with parameters and
+  batching: not at all.
 - Accounts, permissions (any token will do) and environments (all are one); uploads in several parts (the client
   asks for them beyond 1 GiB only when told to); signatures; reads that outlive a change of their file; quotas.
 """

@@ -17,6 +17,7 @@ from tests.modal_loopback.functions import Calls, Function
 from tests.modal_loopback.logs import Log
 from tests.modal_loopback.rpcs import metadata_of
 from tests.modal_loopback.volumes import Volumes
+from tests.modal_loopback.web import WebEndpoints
 
 
 @attrs.define
@@ -41,13 +42,14 @@ def new_id(kind: str) -> str:
 class AppCalls:
     """What `modal run` and `modal deploy` ask for. Images are taken as they are: nothing is built."""
 
-    def __init__(self, calls: Calls, volumes: Volumes, secrets: dict[str, dict[str, str]]) -> None:
+    def __init__(self, calls: Calls, volumes: Volumes, secrets: dict[str, dict[str, str]], web: WebEndpoints) -> None:
         self.apps: dict[str, App] = {}
         self.stop_containers: Callable[[App], None] = lambda app: None
         self.mounts: dict[str, list[Any]] = {}
         self._calls = calls
         self._volumes = volumes
         self._named_secrets = secrets
+        self._web = web
         self._secrets: dict[str, dict[str, str]] = {}
         self._images: dict[str, dict[str, str]] = {}
         self._variants: dict[bytes, str] = {}
@@ -174,11 +176,12 @@ class AppCalls:
         function = self._calls.define(request.existing_function_id or new_id("fu"), request.app_id, definition)
         return api_pb2.FunctionPrecreateResponse(function_id=function.function_id, handle_metadata=function.handle())
 
-    def FunctionCreate(self, request: Any) -> Any:
+    async def FunctionCreate(self, request: Any) -> Any:
         wanted = (
             request.function if request.HasField("function") else request.function_data.ranked_functions[0].function
         )
         function = self._calls.define(request.existing_function_id or new_id("fu"), request.app_id, wanted)
+        await self._web.serve(function)
         return api_pb2.FunctionCreateResponse(
             function_id=function.function_id, function_data=function.data(), handle_metadata=function.handle()
         )

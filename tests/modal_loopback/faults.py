@@ -20,6 +20,7 @@ class Faults:
         self._failing: Counter[str] = Counter()
         self._stalling: dict[str, int] = {}
         self._losing: Counter[str] = Counter()
+        self._expired: set[str] = set()
 
     def fail(self, call: str, times: int) -> None:
         """The next `times` calls fail: an RPC as UNAVAILABLE, a block transfer with status 500."""
@@ -38,6 +39,14 @@ class Faults:
         """Whether this call is one of them."""
         self._losing[call] -= 1
         return self._losing[call] >= 0
+
+    def expire(self, call_id: str) -> None:
+        """The call's outputs are gone, as Modal's are after seven days. They stay so."""
+        self._expired.add(call_id)
+
+    def expires(self, call_id: str) -> bool:
+        """Whether they are."""
+        return call_id in self._expired
 
     def clear(self) -> None:
         """Calls that begin from now on meet no fault."""

@@ -11,6 +11,8 @@ from typing import Any
 import attrs
 from modal_proto import api_pb2
 
+from tests.modal_loopback.faults import Faults
+
 _LONGEST_RETRY_DELAY_SECONDS = 0.1
 """A function's own delays between retries are cut to this: tests do not wait for minutes."""
 
@@ -50,6 +52,7 @@ class Function:
     waiting: deque[Input] = attrs.field(factory=deque)
     running: dict[str, Input] = attrs.field(factory=dict)
     closed: bool = False
+    web_url: str = ""
 
     @property
     def retries(self) -> int:
@@ -61,6 +64,7 @@ class Function:
         return api_pb2.FunctionData(
             function_name=self.definition.function_name,
             webhook_config=self.definition.webhook_config,
+            web_url=self.web_url,
             ranked_functions=[ranked],
         )
 
@@ -73,7 +77,6 @@ class Function:
                 function_type=method.function_type,
                 is_method=True,
                 use_method_name=name,
-                web_url=_web_url(name, method),
                 supported_input_formats=method.supported_input_formats,
                 supported_output_formats=method.supported_output_formats,
                 app_id=self.app_id,
@@ -83,7 +86,7 @@ class Function:
         return api_pb2.FunctionHandleMetadata(
             function_name=definition.function_name,
             function_type=definition.function_type,
-            web_url=_web_url(definition.function_name, definition),
+            web_url=self.web_url,
             definition_id=f"de-{self.function_id[3:]}",
             class_parameter_info=definition.class_parameter_info,
             method_handle_metadata=methods,
@@ -94,19 +97,15 @@ class Function:
         )
 
 
-def _web_url(name: str, definition: Any) -> str:
-    """An address for show: nobody listens there."""
-    return f"http://127.0.0.1/web/{name}" if definition.webhook_config.type else ""
-
-
 class Calls:
     """All functions and calls. `start` is asked for a container whenever an input has none to wait for, `kill` to end
     one that is at an input beyond its function's timeout."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: Faults) -> None:
         self.functions: dict[str, Function] = {}
         self.start: Callable[[Function], Awaitable[None]] | None = None
         self.kill: Callable[[str], None] = lambda task_id: None
+        self._faults = faults
         self._calls: dict[str, Call] = {}
         self._inputs: dict[str, Input] = {}
         self._changed = asyncio.Event()
@@ -131,24 +130,37 @@ class Calls:
                 function.closed = True
         self.tell()
 
+    def open(self, function_id: str, *, asynchronous: bool = False) -> Call:
+        """A call that has no input yet."""
+        call = Call(f"fc-{uuid.uuid4().hex[:22]}", function_id, asynchronous)
+        self._calls[call.call_id] = call
+        return call
+
+    async def finish(self, call: Call) -> None:
+        """Wait until each of the call's inputs has its output."""
+        while len(call.outputs) < len(call.inputs):
+            await self._change(None)
+
     async def FunctionMap(self, request: Any) -> Any:
         asynchronous = request.function_call_invocation_type == api_pb2.FUNCTION_CALL_INVOCATION_TYPE_ASYNC
-        call = Call(f"fc-{uuid.uuid4().hex[:22]}", request.function_id, asynchronous)
-        self._calls[call.call_id] = call
+        call = self.open(request.function_id, asynchronous=asynchronous)
         return api_pb2.FunctionMapResponse(
             function_call_id=call.call_id,
-            pipelined_inputs=await self._add(call, request.pipelined_inputs),
+            pipelined_inputs=await self.add(call, request.pipelined_inputs),
             retry_policy=self.functions[request.function_id].definition.retry_policy,
             sync_client_retries_enabled=False,
             max_inputs_outstanding=1000,
         )
 
     async def FunctionPutInputs(self, request: Any) -> Any:
-        added = await self._add(self._calls[request.function_call_id], request.inputs)
+        added = await self.add(self._call(request.function_call_id), request.inputs)
         return api_pb2.FunctionPutInputsResponse(inputs=added)
 
     async def FunctionGetOutputs(self, request: Any) -> Any:
-        call = self._calls[request.function_call_id]
+        call = self._call(request.function_call_id)
+        if self._faults.expires(call.call_id):
+            await asyncio.sleep(request.timeout)  # the client asks again at once if it was told to wait for ever
+            return api_pb2.FunctionGetOutputsResponse(last_entry_id="0-0")
         seen = int((request.last_entry_id or "0").partition("-")[0])
         deadline = asyncio.get_running_loop().time() + request.timeout
         while len(call.outputs) <= seen and asyncio.get_running_loop().time() < deadline:
@@ -166,6 +178,21 @@ class Calls:
             num_total_tasks=max(1, len({i.task_id for i in function.running.values()})),
             num_running_inputs=len(function.running),
         )
+
+    async def add(self, call: Call, items: Any) -> list[Any]:
+        """Give a call more inputs."""
+        function = self.functions[call.function_id]
+        answers = []
+        for item in items:
+            added = Input(f"in-{uuid.uuid4().hex[:22]}", call.call_id, item.idx, item.input, call.function_id,
+                          call.asynchronous)  # fmt: skip
+            self._inputs[added.input_id] = added
+            call.inputs.append(added)
+            await self._enqueue(function, added)
+            answers.append(
+                api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=added.input_id, input_jwt=added.input_id)
+            )
+        return answers
 
     async def take(self, function: Function, task_id: str) -> Input | None:
         """The next input for a container, as soon as there is one; None when it is to end."""
@@ -236,19 +263,10 @@ class Calls:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _add(self, call: Call, items: Any) -> list[Any]:
-        function = self.functions[call.function_id]
-        answers = []
-        for item in items:
-            added = Input(f"in-{uuid.uuid4().hex[:22]}", call.call_id, item.idx, item.input, call.function_id,
-                          call.asynchronous)  # fmt: skip
-            self._inputs[added.input_id] = added
-            call.inputs.append(added)
-            await self._enqueue(function, added)
-            answers.append(
-                api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=added.input_id, input_jwt=added.input_id)
-            )
-        return answers
+    def _call(self, call_id: str) -> Call:
+        if call_id not in self._calls:
+            raise FileNotFoundError(f"function call {call_id}")
+        return self._calls[call_id]
 
     async def _enqueue(self, function: Function, added: Input) -> None:
         function.waiting.append(added)

@@ -22,6 +22,7 @@ from tests.modal_loopback.faults import Faults, InjectedError
 from tests.modal_loopback.functions import Calls
 from tests.modal_loopback.rpcs import DictCalls, VolumeCalls
 from tests.modal_loopback.volumes import BLOCK_BYTES, Volumes
+from tests.modal_loopback.web import WebEndpoints
 
 _HOST = "127.0.0.1"
 
@@ -129,8 +130,9 @@ class ControlPlane:
         self.volumes = Volumes(root)
         self.faults = Faults()
         self.secrets: dict[str, dict[str, str]] = {}
-        self.calls = Calls()
-        self.apps = AppCalls(self.calls, self.volumes, self.secrets)
+        self.calls = Calls(self.faults)
+        self.web = WebEndpoints(self.calls)
+        self.apps = AppCalls(self.calls, self.volumes, self.secrets, self.web)
         self.containers = Containers(root, self.volumes, self.apps, self.calls, self.faults, self._serve_container)
         self.calls.start = self.containers.start_if_needed
         self.calls.kill = self.containers.kill
@@ -166,7 +168,7 @@ class ControlPlane:
         await transfers.setup()
         await web.TCPSite(transfers, _HOST, 0).start()
         volumes = VolumeCalls(self.volumes, f"http://{_HOST}:{transfers.addresses[0][1]}")
-        self._shared = (volumes, DictCalls(), self.apps, self.calls)
+        self._shared = (volumes, DictCalls(), self.apps, self.calls, self.web)
         server = grpclib.server.Server([_AnsweringServicer(self._shared, self.faults)])
         # Named as TCP, or asyncio leaves Nagle's algorithm on, and each call waits for 40 ms.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -176,6 +178,7 @@ class ControlPlane:
         self._started.set()
         await self._stop.wait()
         await self.containers.stop()
+        await self.web.stop()
         server.close()
         await transfers.cleanup()
         await asyncio.sleep(0)  # for closed connections to be taken off the loop
