@@ -305,7 +305,10 @@ class NoSnapshot(Generator):
 
 
 class Shared:
-    """What all containers of the app know together: the mode, the average clip, the form of snapshot, the jobs."""
+    """What all containers of the app know together: the mode, the average clip, the form of snapshot, the jobs.
+
+    Modal forgets an entry that nobody has read or written for a week, as it does the results of jobs.
+    """
 
     def __init__(self) -> None:
         self.values = modal.Dict.from_name(APP, create_if_missing=True)
