@@ -18,8 +18,9 @@ or whose container dies is a row too, and the page is written anew after each ro
 program, but what was measured stays: --resume goes on from there.
 
 An L4's page is docs/benchmarks.md, whose JSON examples/endpoint_modal.py reads its safe preset and time limits from.
-Another device's page has its name, as docs/benchmarks-h100.md. Options: --presets A,B, --steps N, --rounds N,
---timeout SECONDS for each preset, --gpu, --out FOLDER, --name and --volume of the pipeline.
+Another GPU's page has its name, as docs/benchmarks-h100.md, and that of a try-out on a CPU is build/benchmarks-cpu.md.
+Options: --presets A,B, --steps N, --rounds N, --timeout SECONDS for each preset, --gpu, --out FOLDER, --name and
+--volume of the pipeline.
 """
 
 from __future__ import annotations
@@ -367,12 +368,13 @@ def main(
     calls: int = 6,
     name: str = NAME,
     volume: str = VOLUME,
-    out: str = "docs",
+    out: str = "",
 ) -> None:
     from wanstore.errors import WanstoreError
     from wanstore.presets import PRESETS
 
     gpu = gpu if DEVICE == "cuda" else ""
+    out = out or ("docs" if gpu else "build")
     results = Results(volume, gpu)
     if fetch:
         bring_home(results, out)
