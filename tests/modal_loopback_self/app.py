@@ -44,7 +44,7 @@ def web() -> Any:
 
     @service.get("/pieces")
     async def pieces() -> fastapi.Response:
-        return StreamingResponse(bytes([number]) * 1_500_000 for number in range(4))
+        return StreamingResponse(bytes([number]) * 3_000_000 for number in range(4))
 
     @service.post("/late")
     async def late() -> str:

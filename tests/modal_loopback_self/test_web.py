@@ -51,9 +51,9 @@ def test_a_request_reaches_the_app_whole_and_so_does_its_answer(ask: Ask) -> Non
 
 
 def test_an_answer_may_come_in_pieces(ask: Ask) -> None:
-    """Each is larger than what the client sends in one message."""
+    """Each is larger than what a container sends at once."""
     status, _, body = ask("/pieces")
-    assert status == 200 and body == b"".join(bytes([number]) * 1_500_000 for number in range(4))
+    assert status == 200 and body == b"".join(bytes([number]) * 3_000_000 for number in range(4))
 
 
 def test_what_the_app_does_not_know_it_says_itself(ask: Ask) -> None:
