@@ -88,7 +88,7 @@ class Results:
 
     def names(self, below: str) -> list[str]:
         try:
-            entries = self._volume.listdir(f"{self._folder}/{below}", recursive=True)
+            entries = self._volume.listdir(f"{self._folder}/{below}".rstrip("/"), recursive=True)
         except (FileNotFoundError, modal.exception.NotFoundError):
             return []
         files = [entry.path for entry in entries if entry.type == modal.volume.FileEntryType.FILE]

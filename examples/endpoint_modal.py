@@ -22,9 +22,10 @@ plain call to where the answer will be, so curl needs -L:
     curl -o fox.mp4 "${TOKEN[@]}" $URL/clips/fc-...                     # 202 while it is made, then 200 and the mp4
 
 **What is accepted.** Arguments are checked on a CPU, before a GPU wakes. What takes longer than a plain call may
-(`PLAIN_SECONDS`) is refused there, and accepted as a job; what Modal's limit of a day does not hold is refused. What a
-clip takes is read, when you deploy, from docs/benchmarks.json if that is a complete report of this GPU on the trained
-model, and estimated otherwise. Errors reach a caller as built-in exceptions.
+(`PLAIN_SECONDS`) is refused there, and accepted as a job; what Modal's limit of a day does not hold is refused, and so
+is a preset that did not work when it was measured. What a clip takes is read, when you deploy, from
+docs/benchmarks.json, if that is a complete report of this GPU on the trained model, and estimated otherwise. Errors
+reach a caller as built-in exceptions.
 
 **Degraded mode.** When the queue gets long, clips are made by the safe preset, and the answer says so; a request with
 `may_degrade=False` keeps its own. A queue that is too long refuses. See `wanstore.degrade`, and `POLICY` below. The
@@ -83,6 +84,7 @@ FORMS = {"gpu": "GpuSnapshot", "cpu": "CpuSnapshot", "none": "NoSnapshot"}
 def settings() -> dict[str, Any]:
     """What was decided when the app was deployed: seconds by preset, safe preset, attention, form of snapshot."""
     seconds = {name: clip_seconds(preset, GPU) or (0, DAY_SECONDS) for name, preset in PRESETS.items()}
+    failed: dict[str, str] = {}
     safe, attention, told = "", "", "clips are estimated, and none is degraded"
     report = json.loads(BENCHMARKS.read_text()) if BENCHMARKS.is_file() else {}
     unfit = [key for key in ("full_size", "trained", "complete") if not report.get(key)]
@@ -91,14 +93,16 @@ def settings() -> dict[str, Any]:
     elif unfit:
         told = f"{BENCHMARKS} is not {' and '.join(unfit).replace('_', ' ')}: {told}"
     else:
-        rows = {row["preset"]["name"]: row for row in report["rows"] if row["clip_seconds"]}
-        seconds |= {name: (row["clip_seconds"],) * 2 for name, row in rows.items() if name in seconds}
-        used = [row["attention"] for row in rows.values()]
+        rows = {row["preset"]["name"]: row for row in report["rows"] if row["preset"]["name"] in seconds}
+        failed = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
+        seconds |= {name: (row["clip_seconds"],) * 2 for name, row in rows.items() if name not in failed}
+        used = [row["attention"] for name, row in rows.items() if name not in failed]
         safe, attention = report["safe_preset"] or "", max(used, key=used.count, default="")
         told = f"by {BENCHMARKS}: safe preset {safe or 'none'}, attention {attention or 'as setup noted'}"
     print(told)
     return {
         "seconds": seconds,
+        "failed": failed,
         "safe": os.environ.get("WANSTORE_SAFE_PRESET") or safe,
         "attention": os.environ.get("WANSTORE_ATTENTION") or attention,
         "snapshot": os.environ.get("WANSTORE_SNAPSHOT") or "gpu",
@@ -109,6 +113,8 @@ def settings() -> dict[str, Any]:
 SETTINGS = json.loads(os.environ["WANSTORE_ENDPOINT"]) if "WANSTORE_ENDPOINT" in os.environ else settings()
 if SETTINGS["snapshot"] not in FORMS:
     sys.exit(f"WANSTORE_SNAPSHOT is {SETTINGS['snapshot']!r}: use one of {', '.join(FORMS)}")
+if SETTINGS["safe"] and SETTINGS["safe"] not in PRESETS:
+    sys.exit(f"WANSTORE_SAFE_PRESET is {SETTINGS['safe']!r}: use one of {', '.join(PRESETS)}")
 ENVIRONMENT = {"WANSTORE_DEVICE": DEVICE, "WANSTORE_ENDPOINT": json.dumps(SETTINGS)}
 
 
@@ -299,7 +305,10 @@ class NoSnapshot(Generator):
 
 
 class Shared:
-    """What all containers of the app know together: the mode, the average clip, the form of snapshot, the jobs."""
+    """What all containers of the app know together: the mode, the average clip, the form of snapshot, the jobs.
+
+    Modal forgets an entry that nobody has read or written for a week, as it does the results of jobs.
+    """
 
     def __init__(self) -> None:
         self.values = modal.Dict.from_name(APP, create_if_missing=True)
@@ -326,6 +335,11 @@ def accept(request: Any, shared: Shared, *, plain: bool) -> tuple[dict[str, Any]
 
     asked = checked(request)
     slow = float(SETTINGS["seconds"][asked.preset][1])
+    if asked.preset in SETTINGS["failed"]:
+        why = SETTINGS["failed"][asked.preset]
+        raise ValueError(
+            f"{asked.preset} did not work on an {GPU} when it was measured ({why}): ask for another preset"
+        )
     if plain and slow > PLAIN_SECONDS:
         raise ValueError(
             f"{asked.preset} may take {minutes(slow)} minutes, and a plain call {minutes(PLAIN_SECONDS)}: submit it as "

@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.examples.account import Account, wait_for
+from tests.examples.account import ROOT, Account, wait_for
 from tests.modal_loopback.container import Container
 from wanstore.presets import PRESETS
 from wanstore.testing.manifests import seal_as_is
@@ -117,6 +118,24 @@ def test_cold_starts_of_each_form_are_on_the_page(account: Account, tmp_path: Pa
         (start,) = form["starts"]
         assert start["seconds"] == pytest.approx(start["placing"] + start["loading"]) and start["size_bytes"] > 0
     assert "## Cold starts" in (tmp_path / "benchmarks-cpu.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("form", "began_at", "placing", "loading", "size_bytes", "restored"),
+    [("gpu", 50.0, 2.0, 1.0, 0, True), ("gpu", 101.0, 1.0, 2.0, 14, False), ("none", 101.0, 1.0, 2.0, 14, False)],
+)
+def test_a_start_counts_what_came_after_the_call(
+    monkeypatch: pytest.MonkeyPatch, form: str, began_at: float, placing: float, loading: float, size_bytes: int,
+    restored: bool,
+) -> None:  # fmt: skip
+    """A first half that was over before the call is the snapshot's; otherwise this very start made it."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    start_of = import_module("cold_start_modal").start_of
+    told = {"began_at": began_at, "went_on_at": 102.0, "ready_at": 103.0, "weights": [[(0.5, 14)], []]}
+    assert start_of(form, 100.0, told) == {
+        "seconds": 3.0, "placing": placing, "loading": loading, "weights": 0.5 if size_bytes else 0,
+        "size_bytes": size_bytes, "restored": restored,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

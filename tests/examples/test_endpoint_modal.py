@@ -306,7 +306,7 @@ class TestSettings:
 
         def settings(**document: Any) -> Any:
             rows = [
-                {"preset": {"name": name}, "clip_seconds": 100.0 * number, "attention": "native"}
+                {"preset": {"name": name}, "status": "ok", "clip_seconds": 100.0 * number, "attention": "native"}
                 for number, name in enumerate(PRESETS, 1)
             ]
             usual = {"gpu": "L4", "full_size": True, "trained": True, "complete": True, "safe_preset": "480p/3s"}
@@ -320,6 +320,17 @@ class TestSettings:
         found = settings()
         assert found["seconds"]["720p/10s"] == (400.0, 400.0)
         assert (found["safe"], found["attention"], found["snapshot"]) == ("480p/3s", "native", "gpu")
+
+    def test_a_preset_that_did_not_work_is_refused(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before a GPU wakes to find out again."""
+        endpoint = import_module("endpoint_modal")
+        rows = [
+            {"preset": {"name": name}, "status": status, "clip_seconds": seconds, "attention": "native"}
+            for name, status, seconds in (("480p/3s", "ok", 100.0), ("720p/10s", "out of memory", None))
+        ]
+        monkeypatch.setattr(endpoint, "SETTINGS", settings(rows=rows))
+        with pytest.raises(ValueError, match=r"720p/10s did not work on an L4 .* \(out of memory\)"):
+            endpoint.accept({"prompt": "a fox", "preset": "720p/10s"}, SimpleNamespace(values={}), plain=False)
 
     @pytest.mark.parametrize(
         ("document", "why"),
