@@ -15,12 +15,14 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import av
 import modal
 import pytest
 
-from tests.examples.account import ROOT, Account
+from tests.examples.account import ROOT, Account, wait_for
 from tests.modal_loopback.container import Checkpoint
 from wanstore.errors import ChangedError
 from wanstore.presets import PRESETS
@@ -140,6 +142,86 @@ def test_a_container_that_dies_is_followed_by_the_next_form_of_snapshot(account:
         assert "start from the snapshot: none" in said.stdout, said.stdout
         assert len(frames_of(function("make").remote(prompt="a fox")["mp4"])) == 5
         assert account.control.containers.started[-1].name == "NoSnapshot.*"
+
+
+TOKEN = {"Modal-Key": "wk-made-up", "Modal-Secret": "ws-made-up"}
+
+
+@pytest.fixture(scope="class")
+def ask(account: Account, volume: Path) -> Iterator[Any]:
+    """Sends the endpoint a request, JSON unless it is bytes, and gives its status, headers and body."""
+    with deployed(account, "none") as function:
+        url = function("web").get_web_url()
+
+        def ask(path: str, body: Any = None, headers: dict[str, str] = TOKEN) -> Any:
+            data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+            try:
+                with urlopen(Request(f"{url}{path}", data, headers), timeout=100) as response:
+                    return response.status, response.headers, response.read()
+            except HTTPError as error:
+                return error.code, error.headers, error.read()
+
+        yield ask
+
+
+class TestHttp:
+    """The endpoint's own address, by plain HTTP, through all that Modal puts before the app."""
+
+    def test_a_clip_comes_back_at_once(self, ask: Any) -> None:
+        """With what it was made by in its headers."""
+        status, headers, mp4 = ask("/clip", {"prompt": "a fox"})
+        assert (status, headers["Content-Type"]) == (200, "video/mp4"), mp4
+        assert (headers["X-Wanstore-Preset"], headers["X-Wanstore-Degraded"]) == ("480p/3s", "False")
+        assert len(frames_of(mp4)) == 5
+
+    def test_a_job_is_asked_for_until_it_is_done_and_then_it_is_kept_for_a_week(
+        self, ask: Any, account: Account
+    ) -> None:
+        """Accepted, in progress, a clip, gone."""
+        status, headers, body = ask("/clips", {"prompt": "a fox", "preset": "480p/5s"})
+        job = json.loads(body)
+        assert (status, headers["Location"]) == (202, f"/clips/{job['id']}")
+        status, headers, body = ask(headers["Location"])
+        assert (status, json.loads(body)["state"], "Retry-After" in headers) == (202, "in progress", True)
+        status, headers, mp4 = wait_for(lambda: None if (found := ask(f"/clips/{job['id']}"))[0] == 202 else found)
+        assert (status, headers["X-Wanstore-Preset"]) == (200, "480p/5s") and len(frames_of(mp4)) == 5
+        account.control.faults.expire(job["id"])
+        status, _, body = ask(f"/clips/{job['id']}")
+        assert status == 404 and b"kept for a week" in body
+
+    def test_a_job_whose_container_dies_says_so(self, ask: Any, account: Account) -> None:
+        """It is not looked for for ever."""
+        account.control.faults.stall("FunctionPutOutputs")  # or the clip may be done before its container is killed
+        job = json.loads(ask("/clips", {"prompt": "a fox"})[2])
+        account.running("NoSnapshot.*").kill()
+        account.control.faults.clear()
+        status, _, body = wait_for(lambda: None if (found := ask(f"/clips/{job['id']}"))[0] == 202 else found)
+        assert status == 500 and b"its container died" in body
+
+    @pytest.mark.parametrize(
+        ("path", "body", "status", "told"),
+        [
+            ("/clip", {"prompt": ["a fox"] * 20}, 422, b"prompt: "),
+            ("/clips", {"prompt": "a fox", "preset": "8k/1h"}, 422, b"preset: "),
+            ("/clip", {"prompt": "a fox", "preset": "720p/10s"}, 422, b"submit it as a job"),
+            ("/clip", b"a fox", 400, b"not JSON"),
+            ("/clip", {"prompt": "a fox" * 100_000}, 413, b"at most 65536 bytes"),
+            ("/clips/fc-nobody", None, 404, b"no such job"),
+            ("/clips/..%2F", None, 404, b""),
+        ],
+    )
+    def test_a_wrong_request_is_refused_with_the_reason_and_wakes_no_gpu(
+        self, ask: Any, account: Account, path: str, body: Any, status: int, told: bytes
+    ) -> None:
+        """By the container that has no GPU."""
+        before = len(account.control.containers.started)
+        answer = ask(path, body)
+        assert answer[0] == status and told in answer[2], answer[2]
+        assert {one.name for one in account.control.containers.started[before:]} <= {"web"}
+
+    def test_without_a_proxy_token_nothing_is_made(self, ask: Any) -> None:
+        """Clips cost money."""
+        assert ask("/clip", {"prompt": "a fox"}, {})[0] == 401
 
 
 def logs(account: Account) -> str:

@@ -26,9 +26,9 @@ What it does not emulate:
   mount are as fast as the disk.
 - Commits: whether Modal shows one in one step is not documented; here it does. Background commits come each half
   second, Modal's each few seconds.
-- Web endpoints: those of functions are served, each at a port of its own; any two strings are a proxy token.
-  WebSockets, those of a class's methods, schedules, queues, sandboxes, generators, classes with parameters and
-  batching: not at all.
+- Web endpoints: those of functions are served, each at a port of its own; any two strings are a proxy token, and a
+  request is read whole before the function sees it. WebSockets, web endpoints of a class's methods, pieces of an
+  answer beyond 40 MiB, schedules, queues, sandboxes, generators, classes with parameters and batching: not at all.
 - Accounts, permissions (any token will do) and environments (all are one); uploads in several parts (the client
   asks for them beyond 1 GiB only when told to); signatures; reads that outlive a change of their file; quotas.
 """

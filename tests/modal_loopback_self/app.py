@@ -34,6 +34,7 @@ def start_half(number: int) -> str:
 def web() -> Any:
     """Says what it was asked, in pieces, after a while, or not at all."""
     service = fastapi.FastAPI()
+    late_calls = 0
 
     @service.post("/echo/{name}")
     async def echo(name: str, request: fastapi.Request) -> fastapi.Response:
@@ -43,12 +44,18 @@ def web() -> Any:
 
     @service.get("/pieces")
     async def pieces() -> fastapi.Response:
-        return StreamingResponse(bytes([number]) * 1_500_000 for number in range(4))
+        return StreamingResponse(bytes([number]) * 3_000_000 for number in range(4))
 
     @service.post("/late")
     async def late() -> str:
+        nonlocal late_calls
+        late_calls += 1
         await asyncio.sleep(1)
         return "late"
+
+    @service.get("/count")
+    async def count() -> int:
+        return late_calls
 
     @service.get("/death")
     async def death() -> None:
