@@ -299,6 +299,7 @@ class NoSnapshot(Generator):
     @modal.enter()
     def prepare(self) -> None:
         self.load()
+        print(self.pipe.load_report, flush=True)
 
 
 # --- on a CPU: what is accepted, and by which preset

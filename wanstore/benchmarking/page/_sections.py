@@ -48,7 +48,7 @@ def opening(report: BenchmarkReport, json_name: str) -> list[str]:
         lines += [
             '!!! warning "Random weights"',
             f"    The weights: {environment.weights}. Time and memory do not depend on their values. What clips",
-            "    show does: it would be noise, so there are no pictures and no scores.",
+            "    show does: it would be noise, so there are no pictures, and no scores but against a reference.",
             "",
         ]
     return lines
@@ -218,7 +218,10 @@ def cold_starts(report: BenchmarkReport) -> list[str]:
             ]
         )
     if not rows:
-        return []
+        told = (
+            "Not measured here: it takes a class that is deployed on Modal, where a container starts for a call. There:"
+        )
+        return ["## Cold starts", "", told, "", "```", "modal run examples/benchmark_modal.py --cold-start", "```", ""]
     head = [
         "snapshot",
         "#starts",
