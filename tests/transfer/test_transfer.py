@@ -25,6 +25,7 @@ from wanstore.errors import DamagedError, DeviceError, NotSupportedError
 from wanstore.transfer import _layout as layouts
 from wanstore.transfer import _read_queue as reads_module
 from wanstore.transfer import _readers as readers
+from wanstore.transfer import _registered as registered
 from wanstore.transfer import _to_cuda as to_cuda
 from wanstore.transfer import _transfer as transfers
 from wanstore.transfer._chunk_queue import ChunkQueue
@@ -111,7 +112,12 @@ class HostAsGpu:
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.pinned: dict[int, int] = {}
+        self.can_register = False
+        self.refused_from = 1 << 30
+        """The number of the window from which on none is registered."""
+        self.registered_ever = 0
         self.events: dict[int, bool] = {}
+        self.numbers = itertools.count(1)
         self.pinned_ever = self.waited = 0
         self.answers = itertools.cycle([True, False, False])  # a device is not always done when it is asked
 
@@ -122,6 +128,13 @@ class HostAsGpu:
         self.pinned[address] = size
         self.pinned_ever += 1
 
+    def register(self, address: int, size: int) -> bool:
+        if self.registered_ever >= self.refused_from:
+            return False
+        self.pinned[address] = size
+        self.registered_ever += 1
+        return True
+
     def unpin(self, address: int) -> None:
         del self.pinned[address]
 
@@ -130,7 +143,7 @@ class HostAsGpu:
         ctypes.memmove(target, source, size)
 
     def make_event(self) -> int:
-        event = len(self.events) + 1
+        event = next(self.numbers)
         self.events[event] = False
         return event
 
@@ -280,6 +293,115 @@ def test_stopped_work_ends_with_what_is_under_way(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(queue, "done", stop)
         through_the_ring(file, queue)
         assert 0 < sum(done) < file.size_bytes
+
+
+# --- straight from page cache
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch, host_as_gpu: HostAsGpu) -> HostAsGpu:
+    """A driver that registers what is mapped, in windows of two small chunks."""
+    monkeypatch.setattr(registered, "WINDOW_BYTES", 128 << 10)
+    monkeypatch.setattr(registered, "WINDOWS", 2)
+    host_as_gpu.can_register = True
+    return host_as_gpu
+
+
+def is_mapped(path: Path) -> bool:
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is in page cache")
+
+
+@needs_linux
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("refused_from", [1 << 30, 0, 3])
+def test_what_is_in_page_cache_goes_straight_to_the_gpu_as_far_as_it_is_let(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], windows: HostAsGpu, refused_from: int
+) -> None:
+    """The rest goes through the ring. Nothing stays registered or mapped."""
+    windows.refused_from = refused_from
+    save_file(tensors, tmp_path / "x.safetensors")
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        layout, buffers = through_the_ring(file)
+    assert windows.registered_ever == min(refused_from, -(-(tmp_path / "x.safetensors").stat().st_size // (128 << 10)))
+    assert windows.pinned_ever == (refused_from < 1 << 30), "the ring is pinned only if it is needed"
+    assert (windows.pinned, windows.events) == ({}, {}) and not is_mapped(tmp_path / "x.safetensors")
+    for name, place in layout.places.items():
+        moved = buffers[place.buffer][place.start : place.start + place.elements].view(place.shape)
+        assert torch.equal(moved, expected(name, tensors[name])), name
+
+
+@needs_linux
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("cached", [[True, False], [False, False]])
+def test_what_is_not_all_in_page_cache_goes_through_the_ring(
+    tmp_path: Path, windows: HostAsGpu, monkeypatch: pytest.MonkeyPatch, cached: list[bool]
+) -> None:
+    """Its pages would be read one by one."""
+    answers = itertools.cycle(cached)
+    monkeypatch.setattr(readers, "cached_spans", lambda _, spans: [next(answers) for _ in spans])
+    save_file({"a": torch.ones(300_000)}, tmp_path / "x.safetensors")
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        _, (buffer,) = through_the_ring(file)
+    assert (buffer == 1).all() and (windows.registered_ever, windows.pinned_ever) == (0, 1)
+
+
+@needs_linux
+@pytest.mark.usefixtures("small_chunks")
+def test_a_chunk_across_two_windows_is_not_copied_from_either(
+    tmp_path: Path, windows: HostAsGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a file whose header is of an odd size: the driver would refuse a copy from two registrations."""
+    monkeypatch.setattr(registered, "WINDOW_BYTES", 96 << 10)
+    save_file({"a": torch.ones(300_000)}, tmp_path / "x.safetensors")
+    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
+        _, (buffer,) = through_the_ring(file)
+    assert (buffer == 1).all() and windows.registered_ever == 0
+
+
+@needs_linux
+@pytest.mark.usefixtures("small_chunks")
+def test_a_gpu_that_fails_in_the_middle_of_a_window_leaves_nothing_behind(
+    tmp_path: Path, windows: HostAsGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing registered, nothing mapped."""
+    save_file({"a": torch.ones(300_000)}, tmp_path / "x.safetensors")
+    copies = itertools.count()
+
+    def fail(target: int, source: int, size: int, stream: int) -> None:
+        if next(copies) == 5:
+            raise DeviceError("cuda:0 failed: cuMemcpyHtoDAsync gave CUDA_ERROR_DEVICE_UNAVAILABLE")
+
+    monkeypatch.setattr(windows, "copy", fail)
+    with (
+        nothing_left(),
+        open_weight_file(tmp_path / "x.safetensors") as file,
+        pytest.raises(DeviceError, match="DEVICE_UNAVAILABLE"),
+    ):
+        through_the_ring(file)
+    assert (windows.pinned, windows.events) == ({}, {}) and not is_mapped(tmp_path / "x.safetensors")
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_takes_either_way(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits; the record says which it was."""
+    save_file({**tensors, "long": torch.randn(40 << 20).half()}, tmp_path / "x.safetensors")
+    ways = []
+    for allowed in (True, False):
+        if not allowed:
+            monkeypatch.setattr(to_cuda, "fits_windows", lambda chunks: False)
+        with open_weight_file(tmp_path / "x.safetensors") as file:
+            layout = lay_out_files([("", file.tensors, is_wide)])
+            with Transfer(FileReader([file]), layout, "cuda") as transfer:
+                moved = {name: tensor.cpu() for name, tensor in transfer.tensors().items()}
+            ways.append(transfer.record.way)
+        for name, tensor in tensors.items():
+            assert torch.equal(moved[name], expected(name, tensor)), name
+    assert ways == ["registered page cache", "pinned memory"]
 
 
 # --- past the page cache

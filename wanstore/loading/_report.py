@@ -71,6 +71,7 @@ class LoadReport:
             f"{'phase':<10} {'from':>8} {'seconds':>8} {'GB':>8} {'GB/s':>7}",
             *(_row(phase) for phase in rows),
             f"bound by {self.bound_by}",
+            *([f"weights by {self.transfer.way}"] if self.transfer and self.transfer.way else []),
             *([str(self.attention)] if self.attention else []),
         ]
 

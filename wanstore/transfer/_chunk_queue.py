@@ -12,10 +12,11 @@ from wanstore.transfer._layout import Chunk
 
 @attrs.frozen
 class Times:
-    """Seconds spent waiting for bytes to be read, and for the device to copy them."""
+    """Seconds spent waiting for bytes to be read, and for the device to copy them; by which `way` they went."""
 
     read_seconds: float
     wait_seconds: float
+    way: str = ""
 
 
 class ChunkQueue:
@@ -34,6 +35,10 @@ class ChunkQueue:
             return self._chunks.popleft()
         except IndexError:
             return None
+
+    def put_back(self, chunk: Chunk) -> None:
+        """The chunk that was taken last is still to be moved."""
+        self._chunks.appendleft(chunk)
 
     def done(self, chunk: Chunk) -> None:
         """The chunk was moved."""

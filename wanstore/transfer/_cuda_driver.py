@@ -16,6 +16,10 @@ _NAME = "libcuda.so.1"
 _BLOCKING_WITHOUT_TIMING = 1 | 2
 """CU_EVENT_BLOCKING_SYNC, or waiting threads would burn the cores, and CU_EVENT_DISABLE_TIMING."""
 _NOT_READY = 600
+_READ_ONLY = 8
+"""CU_MEMHOSTREGISTER_READ_ONLY: for mappings that this process may not write."""
+_READ_ONLY_SUPPORTED = 113
+"""CU_DEVICE_ATTRIBUTE_READ_ONLY_HOST_REGISTER_SUPPORTED"""
 
 
 class CudaDriver:
@@ -41,6 +45,19 @@ class CudaDriver:
     def pin(self, address: int, size: int) -> None:
         """Pin memory of this process, so that the device can copy from it by itself."""
         self._check("cuMemHostRegister", self._slow.cuMemHostRegister_v2(address, size, 0))
+
+    @property
+    def can_register(self) -> bool:
+        """Whether the device reads memory that is mapped read-only."""
+        number, found = ctypes.c_int(), ctypes.c_int()
+        if self._quick.cuCtxGetDevice(ctypes.byref(number)):
+            return False
+        asked = self._quick.cuDeviceGetAttribute(ctypes.byref(found), _READ_ONLY_SUPPORTED, number)
+        return not asked and bool(found.value)
+
+    def register(self, address: int, size: int) -> bool:
+        """Pin memory that is mapped read-only, until `unpin`; False where the driver refuses."""
+        return not self._slow.cuMemHostRegister_v2(address, size, _READ_ONLY)
 
     def unpin(self, address: int) -> None:
         """Take the pin off."""

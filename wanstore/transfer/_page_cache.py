@@ -17,7 +17,7 @@ from wanstore.transfer._weight_file import WeightFile
 _READ_AHEAD_THREADS = 4
 _BLOCK_BYTES = 8 << 20
 _LOOKS = 16
-_MAP_FAILED = ctypes.c_void_p(-1).value
+MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 @cache
@@ -26,30 +26,31 @@ def can_tell() -> bool:
 
     gVisor's are that everything is in memory. So it is asked about a page that nobody has touched, which is not.
     """
-    libc = _libc()
-    address = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    if address == _MAP_FAILED:
+    library = libc()
+    address = library.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    if address == MAP_FAILED:
         return False
     try:
-        return _in_memory(libc, address) is False
+        return _in_memory(library, address) is False
     finally:
-        libc.munmap(address, mmap.PAGESIZE)
+        library.munmap(address, mmap.PAGESIZE)
 
 
-def _in_memory(libc: ctypes.CDLL, address: int) -> bool | None:
+def _in_memory(library: ctypes.CDLL, address: int) -> bool | None:
     """Whether the page at `address` is in memory; None where the kernel does not say."""
     answer = ctypes.create_string_buffer(1)
-    return None if libc.mincore(address, mmap.PAGESIZE, answer) else bool(answer.raw[0] & 1)
+    return None if library.mincore(address, mmap.PAGESIZE, answer) else bool(answer.raw[0] & 1)
 
 
 @cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-    return libc
+def libc() -> ctypes.CDLL:
+    """The C library, for calls on memory."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    return library
 
 
 def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool]:
@@ -63,14 +64,14 @@ def cached_spans(descriptor: int, spans: Sequence[tuple[int, int]]) -> list[bool
     size = os.fstat(descriptor).st_size
     if not spans or size == 0 or not can_tell():
         return [True] * len(spans)
-    libc, page = _libc(), mmap.PAGESIZE
-    address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-    if address == _MAP_FAILED:
+    library, page = libc(), mmap.PAGESIZE
+    address = library.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == MAP_FAILED:
         return [True] * len(spans)
     try:
-        return [_in_memory(libc, address + (stop - 1) // page * page) is not False for _, stop in spans]
+        return [_in_memory(library, address + (stop - 1) // page * page) is not False for _, stop in spans]
     finally:
-        libc.munmap(address, size)
+        library.munmap(address, size)
 
 
 def cached_share(descriptors: Sequence[int]) -> float:

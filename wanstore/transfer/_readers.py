@@ -45,25 +45,28 @@ class FileReader:
     """
 
     def __init__(self, files: Sequence[WeightFile], *, through_cache: bool = False) -> None:
-        self._files, self._through_cache = files, through_cache
+        self.files, self._through_cache = files, through_cache
+        self.all_cached = False
+        """Whether all that was looked for is in page cache."""
         self._direct: dict[int, int] = {}
         self._uncached: set[tuple[int, int]] = set()
 
     def look(self, chunks: Sequence[Chunk]) -> int | None:
         uncached_bytes = 0
-        for number, file in enumerate(self._files):
+        for number, file in enumerate(self.files):
             own = [chunk for chunk in chunks if chunk.file == number]
             cached = cached_spans(file.descriptor, [(chunk.start, chunk.stop) for chunk in own])
             missing = [chunk for chunk, there in zip(own, cached, strict=True) if not there]
             uncached_bytes += sum(chunk.stop - chunk.start for chunk in missing)
             if missing and not self._through_cache and self._open_direct(number):
                 self._uncached |= {(number, chunk.start) for chunk in missing}
+        self.all_cached = can_tell() and uncached_bytes == 0
         return uncached_bytes if can_tell() else None
 
     def where(self, chunk: Chunk) -> tuple[int, int, int]:
         """What to read for the chunk: by which descriptor, from which byte on, and how many bytes."""
         if (chunk.file, chunk.start) not in self._uncached:
-            return self._files[chunk.file].descriptor, chunk.start, chunk.stop - chunk.start
+            return self.files[chunk.file].descriptor, chunk.start, chunk.stop - chunk.start
         first = chunk.start // mmap.PAGESIZE * mmap.PAGESIZE
         stop = -(-chunk.stop // mmap.PAGESIZE) * mmap.PAGESIZE
         return self._direct[chunk.file], first, stop - first
@@ -83,7 +86,7 @@ class FileReader:
         return chunk.start - first
 
     def read(self, file: int, position: int, target: memoryview) -> None:
-        opened = self._files[file]
+        opened = self.files[file]
         while target:
             try:
                 count = os.preadv(opened.descriptor, [target], position)
@@ -94,7 +97,7 @@ class FileReader:
             position, target = position + count, target[count:]
 
     def finish(self) -> None:
-        for file in self._files:
+        for file in self.files:
             file.check_unchanged()
 
     def close(self) -> None:
@@ -103,10 +106,10 @@ class FileReader:
 
     def _open_direct(self, number: int) -> bool:
         try:
-            self._direct[number] = os.open(self._files[number].path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            self._direct[number] = os.open(self.files[number].path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
         except (AttributeError, OSError):  # no such flag on macOS; some file systems refuse it
             return False
-        ours, theirs = os.fstat(self._files[number].descriptor), os.fstat(self._direct[number])
+        ours, theirs = os.fstat(self.files[number].descriptor), os.fstat(self._direct[number])
         if os.path.samestat(ours, theirs):
             return True
         os.close(self._direct.pop(number))  # another file has taken the path meanwhile: header and data must match

@@ -14,7 +14,8 @@ class TransferRecord:
 
     `uncached_bytes` were not in page cache; None where nobody can tell, as under gVisor. `read_seconds` and
     `wait_seconds` are an average thread's: reading, and waiting for the device to have copied. `prepare_seconds` went
-    by before the first byte was asked for: the device's own start, and allocation.
+    by before the first byte was asked for: the device's own start, and allocation. `way` is how bytes reached a GPU:
+    from registered page cache, or through pinned memory; "" elsewhere.
     """
 
     size_bytes: int
@@ -23,6 +24,7 @@ class TransferRecord:
     prepare_seconds: float
     read_seconds: float
     wait_seconds: float
+    way: str = ""
 
     @property
     def bound_by(self) -> str:

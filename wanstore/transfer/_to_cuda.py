@@ -1,4 +1,4 @@
-"""Chunks to buffers on a GPU, through a ring of slots in pinned memory that the device copies from."""
+"""Chunks to buffers on a GPU: straight from page cache, else through a ring of slots in pinned memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from wanstore.transfer._chunk_queue import ChunkQueue, Times
 from wanstore.transfer._cuda_driver import CudaDriver
 from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, Chunk
 from wanstore.transfer._read_queue import ReadQueue, open_read_queue
-from wanstore.transfer._readers import Reader, slot_bytes
+from wanstore.transfer._readers import FileReader, Reader, slot_bytes
+from wanstore.transfer._registered import Windows, copy_registered, fits_windows
 from wanstore.transfer._to_host import DTYPES, elements_of
 
 SLOTS, DISK_SLOTS = 16, 8
@@ -34,16 +35,22 @@ def move_to_cuda(
 
     Raises `DamagedError` or `DeviceError`.
     """
-    count = min(SLOTS if layout.chunk_bytes <= CHUNK_BYTES else DISK_SLOTS, len(queue))
-    if count == 0:
+    if len(queue) == 0:
         yield Times(0.0, 0.0)
         return
     driver = CudaDriver(buffers[0].device)
     with ExitStack() as stack:
-        ring = stack.enter_context(closing(Ring(count, slot_bytes(layout), driver)))
-        reads = stack.enter_context(closing(open_read_queue(reader, ring.slots)))
-        copies = stack.enter_context(closing(Copies(layout, buffers, ring, driver)))
-        yield _pump(queue, ring, reads, copies)
+        times = Times(0.0, 0.0)
+        if isinstance(reader, FileReader) and reader.all_cached and driver.can_register and fits_windows(layout.chunks):
+            windows = stack.enter_context(closing(Windows(reader.files, driver)))
+            copies = stack.enter_context(closing(Copies(layout, buffers, driver)))
+            times = copy_registered(queue, windows, copies)
+        if count := min(SLOTS if layout.chunk_bytes <= CHUNK_BYTES else DISK_SLOTS, len(queue)):
+            ring = stack.enter_context(closing(Ring(count, slot_bytes(layout), driver)))
+            reads = stack.enter_context(closing(open_read_queue(reader, ring.slots)))
+            copies = stack.enter_context(closing(Copies(layout, buffers, driver)))
+            times = _pump(queue, ring, reads, copies)
+        yield times
 
 
 def _pump(queue: ChunkQueue, ring: Ring, reads: ReadQueue, copies: Copies) -> Times:
@@ -60,14 +67,16 @@ def _pump(queue: ChunkQueue, ring: Ring, reads: ReadQueue, copies: Copies) -> Ti
             read_seconds += time.perf_counter() - began
             for slot, first in finished:
                 chunk = reading.pop(slot)
-                copies.start(slot, first, chunk)
+                ring.pin()
+                copies.copy(chunk, ring.address(slot) + first - chunk.start)
+                ring.used(slot, copies.stream)
                 copying.append(slot)
                 queue.done(chunk)
         elif copying:
             ring.wait(copying[0])
             wait_seconds += time.perf_counter() - began
         else:
-            return Times(read_seconds, wait_seconds)
+            return Times(read_seconds, wait_seconds, "pinned memory")
         while copying and ring.is_free(copying[0]):
             free.append(copying.popleft())
 
@@ -121,31 +130,33 @@ class Ring:
 
 
 class Copies:
-    """Copies from slots to buffers, in their own stream."""
+    """Copies from pinned or registered memory to buffers, in their own stream."""
 
-    def __init__(self, layout: BufferLayout, buffers: list[torch.Tensor], ring: Ring, driver: CudaDriver) -> None:
-        self._layout, self._buffers, self._ring, self._driver = layout, buffers, ring, driver
+    def __init__(self, layout: BufferLayout, buffers: list[torch.Tensor], driver: CudaDriver) -> None:
+        self._layout, self._buffers, self._driver = layout, buffers, driver
         self._addresses = [buffer.data_ptr() for buffer in buffers]
         casts = any(buffer.stored != buffer.final for buffer in layout.buffers)
         # In the caller's stream: made in the other one it would stay that one's for ever.
         self._scratch = torch.empty(slot_bytes(layout) if casts else 0, dtype=torch.uint8, device=buffers[0].device)
         self._stream = driver.make_stream()
 
-    def start(self, slot: int, first: int, chunk: Chunk) -> None:
-        """Begin to copy a chunk that is in the slot from byte `first` on."""
-        self._ring.pin()
-        held = self._ring.address(slot) + first - chunk.start
+    @property
+    def stream(self) -> int:
+        """The stream, as the driver knows it."""
+        return self._stream.cuda_stream
+
+    def copy(self, chunk: Chunk, file_address: int) -> None:
+        """Begin to copy a chunk from memory, in which its file's first byte would be, or is, at that address."""
         for part in chunk.parts:
             kind, size = self._layout.buffers[part.buffer], part.stop - part.start
             if kind.stored == kind.final:
                 target = self._addresses[part.buffer] + part.element * ITEM_BYTES[kind.final]
-                self._driver.copy(target, held + part.start, size, self._stream.cuda_stream)
+                self._driver.copy(target, file_address + part.start, size, self._stream.cuda_stream)
             else:
-                self._driver.copy(self._scratch.data_ptr(), held + part.start, size, self._stream.cuda_stream)
+                self._driver.copy(self._scratch.data_ptr(), file_address + part.start, size, self._stream.cuda_stream)
                 with torch.cuda.stream(self._stream):
                     stored = self._scratch[:size].view(DTYPES[kind.stored])
                     elements_of(part, self._layout, self._buffers).copy_(stored)
-        self._ring.used(slot, self._stream.cuda_stream)
 
     def close(self) -> None:
         """Return when all is copied."""

@@ -103,6 +103,7 @@ class Transfer:
             prepare_seconds=self._prepared - self.began,
             read_seconds=self._times.read_seconds,
             wait_seconds=self._times.wait_seconds,
+            way=self._times.way,
         )
 
     def _run(self) -> None:
