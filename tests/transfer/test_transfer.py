@@ -121,6 +121,8 @@ class HostAsGpu:
         self.pinned_ever = self.waited = 0
         self.answers = itertools.cycle([True, False, False])  # a device is not always done when it is asked
 
+    def enter_thread(self) -> None: ...
+
     def make_stream(self) -> HostStream:
         return HostStream()
 
@@ -302,7 +304,7 @@ def test_stopped_work_ends_with_what_is_under_way(tmp_path: Path, monkeypatch: p
 def windows(monkeypatch: pytest.MonkeyPatch, host_as_gpu: HostAsGpu) -> HostAsGpu:
     """A driver that registers what is mapped, in windows of two small chunks."""
     monkeypatch.setattr(registered, "WINDOW_BYTES", 128 << 10)
-    monkeypatch.setattr(registered, "WINDOWS", 2)
+    monkeypatch.setattr(registered, "BEHIND", 1)
     host_as_gpu.can_register = True
     return host_as_gpu
 

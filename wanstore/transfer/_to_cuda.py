@@ -42,7 +42,7 @@ def move_to_cuda(
     with ExitStack() as stack:
         times = Times(0.0, 0.0)
         if isinstance(reader, FileReader) and reader.all_cached and driver.can_register and fits_windows(layout.chunks):
-            windows = stack.enter_context(closing(Windows(reader.files, driver)))
+            windows = stack.enter_context(closing(Windows(reader.files, layout.chunks, driver)))
             copies = stack.enter_context(closing(Copies(layout, buffers, driver)))
             times = copy_registered(queue, windows, copies)
         if count := min(SLOTS if layout.chunk_bytes <= CHUNK_BYTES else DISK_SLOTS, len(queue)):
