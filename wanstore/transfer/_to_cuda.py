@@ -17,7 +17,7 @@ from wanstore.transfer._cuda_driver import CudaDriver
 from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, Chunk
 from wanstore.transfer._read_queue import ReadQueue, open_read_queue
 from wanstore.transfer._readers import FileReader, Reader, slot_bytes
-from wanstore.transfer._registered import Windows, copy_registered, fits_windows
+from wanstore.transfer._registered import FEW_CORES, Windows, copy_registered, fits_windows, usable_cores
 from wanstore.transfer._to_host import DTYPES, elements_of
 
 SLOTS, DISK_SLOTS = 16, 8
@@ -41,7 +41,7 @@ def move_to_cuda(
     driver = CudaDriver(buffers[0].device)
     with ExitStack() as stack:
         times = Times(0.0, 0.0)
-        if isinstance(reader, FileReader) and reader.all_cached and driver.can_register and fits_windows(layout.chunks):
+        if isinstance(reader, FileReader) and _goes_straight(reader, layout, driver):
             windows = stack.enter_context(closing(Windows(reader.files, layout.chunks, driver)))
             copies = stack.enter_context(closing(Copies(layout, buffers, driver)))
             times = copy_registered(queue, windows, copies)
@@ -51,6 +51,12 @@ def move_to_cuda(
             copies = stack.enter_context(closing(Copies(layout, buffers, driver)))
             times = _pump(queue, ring, reads, copies)
         yield times
+
+
+def _goes_straight(reader: FileReader, layout: BufferLayout, driver: CudaDriver) -> bool:
+    """Whether to let the device read page cache itself."""
+    few = usable_cores() <= FEW_CORES
+    return few and reader.all_cached and driver.can_register and fits_windows(layout.chunks)
 
 
 def _pump(queue: ChunkQueue, ring: Ring, reads: ReadQueue, copies: Copies) -> Times:
