@@ -252,8 +252,8 @@ def running_call(call_id: str | None) -> Any:
     call = modal.FunctionCall.from_id(call_id)
     try:
         call.get(timeout=0)
-    except TimeoutError:
-        return call
+    except TimeoutError as error:
+        return None if error.args else call
     except Exception as error:  # noqa: BLE001 - whatever ended it, it has no row
         print(f"an earlier measurement ended ({type(error).__name__}), and starts again", flush=True)
     return None
@@ -277,8 +277,9 @@ def wait_for_one(calls: dict[str, Any]) -> dict[str, dict[str, str] | None]:
         for preset, call in calls.items():
             try:
                 call.get(timeout=POLL_SECONDS / len(calls))
-            except TimeoutError:
-                continue
+            except TimeoutError as error:
+                if error.args:  # the measurement's own: that it is not done yet is told without a word
+                    done[preset] = {"status": "crash", "reason": f"its container failed: {error}"}
             except modal.exception.FunctionTimeoutError as error:
                 done[preset] = {"status": "timeout", "reason": f"Modal stopped its container: {error}"}
             except Exception as error:  # noqa: BLE001 - whatever it was, it is this preset's alone

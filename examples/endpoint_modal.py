@@ -178,9 +178,10 @@ class Generator:
         """What is stored now, and which it is; `deferred` leaves the weights, and the GPU, to `get_ready`."""
         import wanstore
 
-        self.digest = self.stored()
+        digest = self.stored()
         device, weights = ("cpu", "deferred") if deferred else (DEVICE, "resident")
         self.pipe = wanstore.load(ADDRESS, device=device, weights=weights, attention=SETTINGS["attention"] or None)
+        self.digest = digest
 
     def stored(self) -> str:
         """The digest of the pipeline that is on the Volume now."""
@@ -199,7 +200,7 @@ class Generator:
         import torch
 
         print(f"{NAME} was replaced: loading what is there now", flush=True)
-        del self.pipe
+        self.pipe, self.digest = None, ""  # if the new one cannot be loaded now, the next call tries again
         gc.collect()
         torch.cuda.empty_cache()
         self.load()
@@ -381,7 +382,8 @@ def make_clip(request: Any) -> dict[str, Any]:
     """Check, decide, wait for the clip. If its container dies, the next form of snapshot makes it."""
     shared = Shared()
     asked, decision, _ = accept(request, shared, plain=True)
-    for form in list(FORMS)[list(FORMS).index(shared.snapshot) :]:
+    first = shared.snapshot
+    for form in list(FORMS)[list(FORMS).index(first) :]:
         try:
             made = globals()[FORMS[form]]().generate.remote(asked, decision.preset)
         except modal.exception.FunctionTimeoutError as error:
@@ -389,7 +391,8 @@ def make_clip(request: Any) -> dict[str, Any]:
         except modal.exception.Error as error:
             print(f"a container with the snapshot {form!r} died: {error}", flush=True)
             continue
-        shared.values["snapshot"] = form
+        if form != first:
+            shared.values["snapshot"] = form
         return {**made, "preset": decision.preset, "degraded": decision.degraded, "reason": decision.reason}
     raise RuntimeError("containers die, whatever the form of snapshot: see `modal app logs wanstore-endpoint`")
 
@@ -411,7 +414,9 @@ def find_clip(job_id: str) -> dict[str, Any]:
         raise LookupError("there is no such job")
     try:
         made = modal.FunctionCall.from_id(job_id).get(timeout=0)
-    except TimeoutError:
+    except TimeoutError as error:
+        if error.args:  # the clip's own: that it is not done yet is told without a word
+            raise
         return {"id": job_id, "state": "in progress", **job, "seconds": round(time.time() - job["submitted"])}
     except modal.exception.OutputExpiredError:
         raise LookupError("the clip was kept for a week, and is gone: submit it again") from None

@@ -274,6 +274,19 @@ class TestGenerator:
         with pytest.raises(TimeoutError, match="480p/3s was not done in"):
             generate_of(endpoint)(generator, {"prompt": "a fox"}, "480p/3s")
 
+    def test_a_new_pipeline_that_cannot_be_loaded_is_tried_again_by_the_next_call(
+        self, endpoint: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A GPU that is short of memory, for one: the old pipeline is gone, and nobody takes it for the new one."""
+        generator = endpoint.Generator()
+        generator.load()
+        load, fails = generator.load, [MemoryError("not now")]
+        monkeypatch.setattr(generator, "load", lambda: _raise(fails.pop()) if fails else load())
+        generator.digest = "of another"
+        with pytest.raises(MemoryError):
+            generate_of(endpoint)(generator, {"prompt": "a fox"}, "480p/3s")
+        assert len(frames_of(generate_of(endpoint)(generator, {"prompt": "a fox"}, "480p/3s")["mp4"])) == 5
+
     @pytest.mark.parametrize(
         ("error", "told"), [(ChangedError("replaced"), RuntimeError), (ValueError("wrong"), ValueError)]
     )
@@ -293,6 +306,26 @@ def generate_of(endpoint: Any) -> Any:
 
 def _raise(error: Exception) -> Any:
     raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(TimeoutError(), None), (TimeoutError("720p/5s was not done in 90 minutes"), TimeoutError)]
+)
+def test_a_job_that_was_given_up_is_not_in_progress(
+    monkeypatch: pytest.MonkeyPatch, error: TimeoutError, told: type[Exception] | None
+) -> None:
+    """The client's own answer, while there is none, is a `TimeoutError` too."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    endpoint = import_module("endpoint_modal")
+    values = {"job fc-1": {"preset": "720p/5s", "submitted": 0.0}}
+    monkeypatch.setattr(endpoint, "Shared", lambda: SimpleNamespace(values=values))
+    call = SimpleNamespace(get=lambda timeout: _raise(error))
+    monkeypatch.setattr(modal.FunctionCall, "from_id", lambda job_id: call)
+    if told:
+        with pytest.raises(told, match="was not done"):
+            endpoint.find_clip("fc-1")
+    else:
+        assert endpoint.find_clip("fc-1")["state"] == "in progress"
 
 
 class TestSettings:
