@@ -50,7 +50,7 @@ ATTENTION = "auto"
 
 def container_seconds(one: planning.Plan) -> int:
     """When Modal stops a container: it has some time beside its preset's to start, and to save what there is."""
-    return min(one.timeout_seconds + one.timeout_seconds // 10 + 30, planning.DAY_SECONDS)
+    return min(one.timeout_seconds + one.timeout_seconds // 10 + 15, planning.DAY_SECONDS)
 
 
 POLL_SECONDS = 5

@@ -136,6 +136,7 @@ class TestFaults:
         assert account.store("killed").verify(NAME).ok
         assert all(account.control.faults.calls[call] > 1 for call in HICCUPS)
 
+    @pytest.mark.slow
     def test_a_slow_volume_costs_time_and_nothing_else(self, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
         """Commits in the background take seconds here, so that they overlap with writing and with the last one."""
         monkeypatch.setattr(account.control.volumes.link, "bytes_a_second", 2e7)
