@@ -30,7 +30,7 @@ What it does not emulate:
   request is read whole before the function sees it. WebSockets, web endpoints of a class's methods, pieces of an
   answer beyond 40 MiB, schedules, queues, sandboxes, generators, classes with parameters and batching: not at all.
 - Accounts, permissions (any token will do) and environments (all are one); uploads in several parts (the client
-  asks for them beyond 1 GiB only when told to); signatures; reads that outlive a change of their file; quotas.
+  asks for them beyond 1 GiB only when told to); signatures; quotas.
 """
 
 from __future__ import annotations

@@ -80,9 +80,8 @@ class VolumeCalls:
         path = volume.path(request.path)
         if not path.is_file():
             raise FileNotFoundError(request.path)
-        size = path.stat().st_size
-        blocks = range(-(-size // BLOCK_BYTES))
-        urls = [f"{self._url}/files/{volume.volume_id}/{number}/{volume.name_of(path)}" for number in blocks]
+        key, size = self.volumes.open(path)
+        urls = [f"{self._url}/files/{key}/{number}" for number in range(-(-size // BLOCK_BYTES))]
         return api_pb2.VolumeGetFile2Response(get_urls=urls, size=size, start=0, len=size)
 
     def VolumeRemoveFile(self, request: Any) -> Any:

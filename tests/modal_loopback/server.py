@@ -21,7 +21,7 @@ from tests.modal_loopback.containers import Containers
 from tests.modal_loopback.faults import Faults, InjectedError
 from tests.modal_loopback.functions import Calls
 from tests.modal_loopback.rpcs import DictCalls, VolumeCalls
-from tests.modal_loopback.volumes import BLOCK_BYTES, Volumes
+from tests.modal_loopback.volumes import Volumes
 from tests.modal_loopback.web import WebEndpoints
 
 _HOST = "127.0.0.1"
@@ -90,7 +90,7 @@ class _Transfers:
         app = web.Application(client_max_size=1 << 31)
         app.router.add_put("/blobs/{name}", self.put)
         app.router.add_get("/blobs/{name}", self.get_blob)
-        app.router.add_get("/files/{volume}/{number}/{path:.*}", self.get)
+        app.router.add_get("/files/{key}/{number}", self.get)
         return app
 
     async def put(self, request: web.Request) -> web.Response:
@@ -106,10 +106,7 @@ class _Transfers:
 
     async def get(self, request: web.Request) -> web.Response:
         await self._meet("GET")
-        path = self._volumes.get(request.match_info["volume"]).path(request.match_info["path"])
-        with path.open("rb") as file:
-            file.seek(int(request.match_info["number"]) * BLOCK_BYTES)
-            data = file.read(BLOCK_BYTES)
+        data = self._volumes.read(request.match_info["key"], int(request.match_info["number"]))
         await asyncio.sleep(self._volumes.link.seconds(len(data)))
         return web.Response(body=data.rstrip(b"\0"))
 
@@ -179,6 +176,7 @@ class ControlPlane:
         await self._stop.wait()
         await self.containers.stop()
         await self.web.stop()
+        self.volumes.close()
         server.close()
         await transfers.cleanup()
         await asyncio.sleep(0)  # for closed connections to be taken off the loop

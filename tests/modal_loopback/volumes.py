@@ -8,15 +8,19 @@ import os
 import shutil
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import attrs
 
 from wanstore.stores._atomic_swap import swap
 
 BLOCK_BYTES = 8 << 20
+_MOST_OPENED = 64
+"""Files that are read at once, at the most: an older one is closed."""
 
 
 @attrs.define
@@ -109,6 +113,7 @@ class Volumes:
         self._blocks = root / "blocks"
         self._blocks.mkdir(parents=True)
         self._by_id: dict[str, Volume] = {}
+        self._opened: OrderedDict[str, BinaryIO] = OrderedDict()
         self.link = Link()
 
     def create(self, name: str, version: int = 1) -> Volume:
@@ -142,6 +147,23 @@ class Volumes:
 
     def rename(self, volume_id: str, name: str) -> None:
         self._by_id[volume_id] = attrs.evolve(self.get(volume_id), name=name)
+
+    def open(self, path: Path) -> tuple[str, int]:
+        """A key and the size of a file that will be read: its contents as they are now, even if it is replaced."""
+        key = uuid.uuid4().hex
+        self._opened[key] = file = path.open("rb")
+        if len(self._opened) > _MOST_OPENED:
+            self._opened.popitem(last=False)[1].close()
+        return key, os.fstat(file.fileno()).st_size
+
+    def read(self, key: str, number: int) -> bytes:
+        """A block of such a file."""
+        return os.pread(self._opened[key].fileno(), BLOCK_BYTES, number * BLOCK_BYTES)
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        while self._opened:
+            self._opened.popitem()[1].close()
 
     def forget_blocks(self) -> None:
         """The next upload has to send everything."""
