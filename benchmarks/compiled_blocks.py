@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -26,18 +26,15 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from full_size import TRANSFORMER
 
+from wanstore.components import COMPONENTS
 from wanstore.presets import SPATIAL, ClipSize, preset_named
-
-SMALL = {
-    "num_attention_heads": 2, "attention_head_dim": 32, "text_dim": 16, "freq_dim": 32, "ffn_dim": 64, "num_layers": 2
-}  # fmt: skip
-FULL = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
-WAYS = ("eager", "jit", "jit-cached", "function", "function-loaded", "package", "package-loaded")
+from wanstore.testing import tiny_wan
 
 
 @contextmanager
-def timed(what: str) -> Any:
+def timed(what: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     print(f"{what}: {time.perf_counter() - began:.2f} s", flush=True)
@@ -50,10 +47,12 @@ class Blocks:
         self.device, self.kept = device, kept
         torch.manual_seed(0)
         with torch.device(device):
-            self.transformer: Any = WanTransformer3DModel(**(SMALL if device == "cpu" else FULL))
-        self.transformer.half().eval().requires_grad_(False)
-        for block in self.transformer.blocks:
-            block.scale_shift_table.data = block.scale_shift_table.data.float()
+            config = tiny_wan.TRANSFORMER if device == "cpu" else TRANSFORMER
+            self.transformer: Any = WanTransformer3DModel.from_config(config)
+        self.transformer.eval().requires_grad_(False)
+        for name, parameter in self.transformer.named_parameters():
+            if not COMPONENTS["transformer"].keeps_float32(name):
+                parameter.data = parameter.data.half()
         text_dim = self.transformer.config.text_dim
         latent = (1, 16, clip.latent_frames, clip.height // SPATIAL, clip.width // SPATIAL)
         self.inputs = {
@@ -85,6 +84,10 @@ class Blocks:
 
     def jit(self) -> None:
         self.transformer.compile_repeated_blocks(fullgraph=True)
+
+    def jit_cached(self) -> None:
+        torch.compiler.load_cache_artifacts((self.kept / "cache").read_bytes())
+        self.jit()
 
     def save_function(self) -> None:
         given = self.arguments()
@@ -126,6 +129,17 @@ class Blocks:
         self.run_by(run)
 
 
+WAYS: dict[str, Callable[[Blocks], None]] = {
+    "eager": lambda _: None,
+    "jit": Blocks.jit,
+    "jit-cached": Blocks.jit_cached,
+    "function": Blocks.save_function,
+    "function-loaded": Blocks.load_function,
+    "package": Blocks.save_package,
+    "package-loaded": Blocks.load_package,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("way", choices=WAYS)
@@ -137,21 +151,13 @@ def main() -> None:
     blocks = Blocks(
         asked.device, ClipSize(64, 64, 9) if asked.device == "cpu" else preset_named(asked.preset).clip, asked.kept
     )
-    cache, reference = asked.kept / "cache", asked.kept / "reference.pt"
+    reference = asked.kept / "reference.pt"
     if asked.way not in ("eager", "package-loaded"):
         with timed("torch's compiler imported"):
             import_module("torch._dynamo").config.enable_aot_compile = True
             import_module("torch._inductor.compile_fx")
     with torch.no_grad():
-        if asked.way == "jit-cached":
-            torch.compiler.load_cache_artifacts(cache.read_bytes())
-        steps: dict[str, Callable[[], None]] = {
-            "jit": blocks.jit, "jit-cached": blocks.jit, "function": blocks.save_function,
-            "function-loaded": blocks.load_function, "package": blocks.save_package,
-            "package-loaded": blocks.load_package,
-        }  # fmt: skip
-        if asked.way in steps:
-            steps[asked.way]()
+        WAYS[asked.way](blocks)
         if asked.way in ("function", "package"):
             return
         with timed("first forward"):
@@ -166,7 +172,7 @@ def main() -> None:
         difference = (output.cpu() - torch.load(reference)).float()
         print(f"largest difference from eager: {difference.abs().max().item():.2g}")
     if asked.way == "jit" and (artifacts := torch.compiler.save_cache_artifacts()):
-        cache.write_bytes(artifacts[0])
+        (asked.kept / "cache").write_bytes(artifacts[0])
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ SHARD_ELEMENTS = 1_250_000_000
 PIECE_BYTES = 32 << 20
 VALUES_BYTES = 128 << 20
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+TRANSFORMER = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "text_dim": 4096}
+"""What T2V-1.3B's has other than diffusers' class by default."""
 PIECES, EXTRA_IDS = 256_000, 300
 LETTERS = (range(0x61, 0x7B), range(0x410, 0x450), range(0x4E00, 0x9FA6), range(0x3041, 0x3097), range(0xAC00, 0xD7A4))
 
@@ -41,7 +43,7 @@ def make_full_size(folder: Path, dtype: str = "float32", text_encoder_layers: in
     make_tiny_wan(folder)
     write_tokenizer(folder / "tokenizer", _vocabulary(), EXTRA_IDS)
     with torch.device("meta"):
-        transformer = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30, text_dim=4096)
+        transformer = WanTransformer3DModel(**TRANSFORMER)
         vae = AutoencoderKLWan()
         text_encoder = UMT5EncoderModel(
             UMT5Config(
