@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 # Before torch is imported, here or in a process that a test starts: as many tests run at once as there are cores, and
 # their threads would wait for one another. The suite takes twice as long with them.
@@ -50,3 +52,36 @@ def tiny_sealed(tiny_copy: Path) -> Path:
 
     seal_as_is(tiny_copy)
     return tiny_copy
+
+
+SMALL: dict[str, Any] = {"width": 32, "height": 32, "frames": 5}
+"""The clips that the compiled store has a function for."""
+
+
+@pytest.fixture(scope="session")
+def compiled_store(tiny_fp16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a pipeline `w` and the functions of its blocks, for clips of `SMALL`. Read only.
+
+    It takes a quarter of a minute, so one is made for all the processes that run tests.
+    """
+    import wanstore
+    from wanstore.presets import Preset
+    from wanstore.testing.manifests import seal_as_is
+
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled-store"
+    with FileLock(f"{root}.lock"):
+        if not root.exists():
+            new = root.with_name("compiled-store-in-the-making")
+            shutil.rmtree(new, ignore_errors=True)
+            seal_as_is(Path(shutil.copytree(tiny_fp16, new / "w")), weights="random")
+            report = wanstore.compile_blocks("w", store=new, presets=[Preset("small", **SMALL)], device="cpu")
+            assert [one.status for one in report.presets] == ["made"], report
+            new.rename(root)
+    return root
+
+
+@pytest.fixture
+def compiled_copy(compiled_store: Path, tmp_path: Path) -> Path:
+    """A store like it, of the test's own, to change."""
+    return Path(shutil.copytree(compiled_store, tmp_path / "compiled"))

@@ -17,9 +17,21 @@ PACKAGE = Path(wanstore.__file__).parent
 REFERENCE = PACKAGE.parent / "docs/api.md"
 
 MAY_IMPORT = {
-    "cli": {"api", "benchmarking", "loading", "memory", "building", "transfer", "stores", "conversion", "testing"},
-    "api": {"benchmarking", "loading", "memory", "building", "stores", "conversion"},
+    "cli": {
+        "api",
+        "benchmarking",
+        "compiling",
+        "loading",
+        "memory",
+        "building",
+        "transfer",
+        "stores",
+        "conversion",
+        "testing",
+    },
+    "api": {"benchmarking", "compiling", "loading", "memory", "building", "stores", "conversion"},
     "benchmarking": {"loading", "memory", "building", "lean_imports", "transfer"},
+    "compiling": {"loading", "memory", "building", "lean_imports", "transfer"},
     "loading": {"memory", "building", "lean_imports", "transfer"},
     "memory": {"building", "transfer"},
     "building": {"lean_imports", "transfer"},

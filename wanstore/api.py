@@ -1,4 +1,4 @@
-"""What users call: setup, load, activate, bench, benchmark. Each puts the folders below together."""
+"""What users call: setup, load, activate, compile_blocks, bench, benchmark. Each puts the folders below together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wanstore._setup import (
     open_source,
     recipe_of,
 )
-from wanstore.choices import AttentionBackend, ComponentName, DtypeName, MemoryMode, WeightsMode
+from wanstore.choices import AttentionBackend, CompileMode, ComponentName, DtypeName, MemoryMode, WeightsMode
 from wanstore.errors import NotSupportedError, WanstoreError
 from wanstore.interfaces import Converter, Progress, Quiet, WeightStore
 from wanstore.manifest import Manifest
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from wanstore.benchmarking.report import BenchmarkReport
+    from wanstore.compiling import CompileReport
     from wanstore.loading._pipeline import WanPipeline
     from wanstore.memory import MemoryPlan
     from wanstore.presets import Preset
@@ -135,6 +136,7 @@ def load(
     dtype: Mapping[ComponentName, DtypeName | torch.dtype] | None = None,
     attention: AttentionBackend | None = None,
     memory: MemoryMode | MemoryPlan = "auto",
+    compile: CompileMode = "off",
     verify: bool = False,
     sealed: bool = True,
     progress: Progress | None = None,
@@ -172,6 +174,10 @@ def load(
             the text encoder, 80 % of the weights, may have to be offloaded while it does not work, and is read back
             from the folder. "offload" always offloads it. "resident" keeps everything on the device, and diffusers' own
             VAE decodes. A `MemoryPlan` says in detail what to do. No clip changes by it.
+        compile: whether the transformer's blocks run compiled, which is quicker and changes clips by what no eye sees.
+            "cached" takes the functions that `compile_blocks` has stored beside the pipeline, if they fit this GPU and
+            these versions; clips of other sizes are made as with "off". With "on" those are compiled first, which takes
+            many seconds, once for each size. Functions are code: they run what whoever can write into the store wants.
         verify: compare every file's SHA-256 with the manifest, not only its size.
         sealed: the folder must have a manifest and match it. With False any Wan 2.1 pipeline folder on this machine
             will do, whoever wrote it.
@@ -188,15 +194,20 @@ def load(
         NotSupportedError: another kind of pipeline, a device or attention backend that is not there, another component
             or dtype than those above, or arguments that exclude each other.
     """
+    from wanstore.building._artifacts import functions_of
     from wanstore.loading._load import load_folder
 
+    functions: list[Path] = []
     if sealed:
-        folder = _stored_folder(address, store)
+        place, name = _place_of(address, store)
+        folder = place.local_path(name)
+        if compile != "off":
+            functions = functions_of(place, name)
     else:
         folder = _unsealed_folder(address, store)
     return load_folder(
-        folder, device=device, weights=weights, dtype=dtype, attention=attention, memory=memory,
-        verify=verify, sealed=sealed, progress=progress,
+        folder, device=device, weights=weights, dtype=dtype, attention=attention, memory=memory, compile=compile,
+        functions=functions, verify=verify, sealed=sealed, progress=progress,
     )  # fmt: skip
 
 
@@ -235,6 +246,56 @@ def activate(
     return activate_pipeline(pipe, device, progress=progress)
 
 
+def compile_blocks(
+    address: str | Path,
+    *,
+    store: WeightStore | str | Path | None = None,
+    presets: Sequence[Preset | str] | None = None,
+    device: str | None = None,
+    dtype: Mapping[ComponentName, DtypeName] | None = None,
+    memory: MemoryMode = "auto",
+    attention: AttentionBackend | Literal["auto"] | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> CompileReport:
+    """Compile a stored pipeline's transformer blocks for clips of these sizes, and keep the functions in its store.
+
+    Loads with `compile="cached"` use them, on a GPU of the same name with the same versions. Each function is made in a
+    process of its own, and tried in another: one that crashes, or changes a latent by more than a fiftieth of its size,
+    is not stored. What the store has already is not made again.
+
+    Example:
+        ```python
+        print(wanstore.compile_blocks("wan2.1-fp16", store="/data/models", presets=["480p/3s"]).presets)
+        pipe = wanstore.load("wan2.1-fp16", store="/data/models", compile="cached")
+        ```
+
+    Args:
+        address: as for `load`.
+        store: as for `load`. It is written to.
+        presets: presets or their names; the four of production by default.
+        device: as for `load`.
+        dtype: as for `load`.
+        memory: as for `load`, except that a plan cannot be given.
+        attention: as for `load`, or "auto": the fastest on the largest preset's own shape.
+        replace: make again what is there.
+        progress: receives progress updates.
+
+    Raises:
+        NotFoundError: there is no such pipeline or preset.
+        NotSupportedError: a device that is not there.
+        DiskFullError, AccessError, BusyError: the store cannot be written.
+    """
+    from wanstore.compiling import make_functions
+
+    place, name = _place_of(address, store)
+    chosen = _presets(presets, model_in(place.local_path(name)))
+    return make_functions(
+        place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention, replace=replace,
+        progress=progress or Quiet(),
+    )  # fmt: skip
+
+
 def benchmark(
     pipe: diffusers.WanPipeline, presets: Sequence[Preset | str] | None = None, *, progress: Progress | None = None
 ) -> BenchmarkReport:
@@ -266,6 +327,7 @@ def bench(
     dtype: Mapping[ComponentName, DtypeName] | None = None,
     memory: MemoryMode = "auto",
     attention: AttentionBackend | Literal["auto"] | None = None,
+    compile: CompileMode = "off",
     timeout_seconds: float | None = None,
     report: Path | None = None,
     keep_clips: Path | None = None,
@@ -296,6 +358,8 @@ def bench(
         dtype: as for `load`.
         memory: as for `load`, except that a plan cannot be given.
         attention: as for `load`, or "auto": the fastest backend on the preset's own shape.
+        compile: "cached" measures with the compiled blocks that the store has, and once more without them. "on" first
+            makes those that it lacks, as `compile_blocks` does; then "auto" is what is fastest on the largest preset.
         timeout_seconds: stop a preset that takes longer, loading included.
         report: where the page will be written. Pictures go beside it, and rows are saved beside it as they come, so
             that a run that was stopped measures only what is missing.
@@ -312,10 +376,20 @@ def bench(
         DamagedError: the stored pipeline is damaged.
     """
     from wanstore.benchmarking.run import ProcessBenchmarker
+    from wanstore.building._artifacts import functions_of
+    from wanstore.compiling import make_functions
 
     _presets(presets)  # a wrong name is told before anything is fetched
-    folder = _stored_folder(address, store)
+    place, name = _place_of(address, store)
+    folder = place.local_path(name)
     chosen = _presets(presets, model_in(folder))
+    if compile == "on":
+        made = make_functions(
+            place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention,
+            progress=progress or Quiet(),
+        )  # fmt: skip
+    asked = made.made_for["attention"] if compile == "on" else attention
+    functions = None if compile == "off" else functions_of(place, name)
     benchmarker = ProcessBenchmarker(
         folder,
         device=device,
@@ -325,7 +399,8 @@ def bench(
         memory_gib=memory_gib,
         dtype=dtype,
         memory=memory,
-        attention=attention,
+        attention=asked,
+        functions=functions,
         timeout_seconds=timeout_seconds,
         report=report,
         keep_clips=keep_clips,
@@ -340,11 +415,11 @@ def _as_store(store: WeightStore | str | Path) -> WeightStore:
     return store if isinstance(store, WeightStore) else open_store(store)
 
 
-def _stored_folder(address: str | Path, store: WeightStore | str | Path | None) -> Path:
-    """The folder of a pipeline in `store`, or of the one that `address` alone names."""
+def _place_of(address: str | Path, store: WeightStore | str | Path | None) -> tuple[WeightStore, str]:
+    """The store and name of a pipeline: `address` is its name in `store`, or says both."""
     if store is None:
         store, address = split_address(str(address))
-    return _as_store(store).local_path(str(address))
+    return _as_store(store), str(address)
 
 
 def _presets(wanted: Sequence[Preset | str] | None, model: str = "") -> list[Preset]:

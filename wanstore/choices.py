@@ -19,6 +19,9 @@ WeightsMode = Literal["resident", "deferred"]
 MemoryMode = Literal["auto", "resident", "offload"]
 """How much of a GPU a pipeline may take: what fits, all of it, or all but the text encoder while that does not work."""
 
+CompileMode = Literal["off", "cached", "on"]
+"""Whether a transformer's blocks run compiled: never, for the sizes that the store has functions for, or for all."""
+
 AttentionBackend = Literal[
     "flash", "flash_hub", "flash_varlen", "flash_varlen_hub", "flash_4_hub", "_flash_3", "_flash_varlen_3",
     "_flash_3_hub", "_flash_3_varlen_hub", "aiter_fa2_hub", "flex", "native", "_native_cudnn", "_native_efficient",

@@ -337,8 +337,8 @@ class Benchmarker(ABC):
     `wanstore bench --benchmarker NAME` calls what is registered in the group `wanstore.benchmarkers` with the local
     folder of the sealed pipeline, a `Path`. Options of the command that were given come as keywords, by the names and
     types that `wanstore.bench` has for them: `device`, `rounds`, `warmup`, `steps`, `memory_gib`, `dtype`, `memory`,
-    `attention`, `timeout_seconds`, `keep_clips`, `reference`, `fresh`. It need not take them: whoever gives one that it
-    does not take gets an error.
+    `attention`, `compile`, `timeout_seconds`, `keep_clips`, `reference`, `fresh`. It need not take them: whoever gives
+    one that it does not take gets an error.
     """
 
     @abstractmethod

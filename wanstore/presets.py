@@ -40,6 +40,11 @@ class ClipSize:
         return (self.frames - 1) // TEMPORAL + 1
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Clips at once, and the tokens of each: what tells the transformer's inputs apart."""
+        return self.batch, self.tokens // self.batch
+
+    @property
     def tokens(self) -> int:
         """What the transformer sees of it: a token is a patch of 1 × 2 × 2 latent pixels, 16 × 16 of the clip's."""
         return self.batch * self.latent_frames * (self.height // 16) * (self.width // 16)

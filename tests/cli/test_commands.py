@@ -328,7 +328,8 @@ def test_doctor_tells_what_the_machine_can_do(tmp_path: Path) -> None:
 def test_doctor_says_how_close_a_load_gets(store: Path, tmp_path: Path) -> None:
     """To what bounds it on this machine."""
     found = json_of("doctor", "w", "--store", store, "--folder", tmp_path)
-    assert found["load"].keys() == {"ready after", "weights", "of the ceiling"}
+    assert found["load"].keys() == {"ready after", "weights", "of the ceiling", "blocks"}
+    assert found["load"]["blocks"] == "no compiled blocks: none are stored" and found["compiler"]
     assert re.fullmatch(r"\d+% \((page cache|disk|PCIe), [\d.]+ GB/s\)", found["load"]["of the ceiling"])
     run = wanstore("doctor", "w", "--folder", tmp_path)
     assert run.returncode == 2 and "--store" in run.stderr
@@ -380,3 +381,48 @@ def test_without_a_gpu_doctor_must_be_told_the_memory(store: Path) -> None:
 
 def gib(peaks: dict[str, str]) -> float:
     return float(peaks["decoding"].removesuffix(" GiB"))
+
+
+# --- compiled functions
+
+
+def test_compile_says_what_is_there_already(compiled_store: Path) -> None:
+    """And where."""
+    small = ("--presets", "480p/3s", "--size", "32x32", "--frames", "5", "--device", "cpu")
+    run = wanstore("compile", "w", "--store", compiled_store, *small)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("480p/3s: is there already\nw.compiled-")
+
+
+def test_compile_without_a_compiler_is_one_line(store: Path) -> None:
+    """And status 1; the store is as it was."""
+    size = ("--presets", "480p/3s", "--size", "32x32", "--frames", "5", "--device", "cpu")
+    run = wanstore("compile", "w", "--store", store, *size, "--json", PATH="/nowhere")
+    assert run.returncode == 1 and run.stderr.startswith("wanstore: Nothing could be compiled.")
+    (preset,) = json.loads(run.stdout)["presets"]
+    assert preset["status"] == "failed" and "No working C++ compiler found" in preset["reason"]
+    assert not list(store.glob("*.compiled-*"))
+
+
+def test_functions_are_listed_with_their_pipeline_and_deleted_with_it(compiled_copy: Path) -> None:
+    """They are none of the pipelines. One whose pipeline is gone is listed, so that it can be deleted."""
+    (folder,) = compiled_copy.glob("w.compiled-*")
+    listed = json.loads(in_here("list", "--store", compiled_copy, "--json").stdout)
+    assert [one["name"] for one in listed["pipelines"]] == ["w"]
+    shown = json.loads(in_here("show", "w", "--store", compiled_copy, "--json").stdout)
+    assert [one["name"] for one in shown["compiled"]] == [folder.name]
+    text = in_here("show", "w", "--store", compiled_copy).stdout
+    assert "compiled functions" in text and "1x8 tokens" in text
+    shutil.copytree(folder, compiled_copy / "gone.compiled-0")
+    assert in_here("delete", "w", "--store", compiled_copy).exit_code == 0
+    assert [path.name for path in compiled_copy.iterdir() if path.name[0] != "."] == ["gone.compiled-0"]
+    assert "gone.compiled-0" in in_here("list", "--store", compiled_copy).stdout
+
+
+def test_generate_uses_them_when_asked(compiled_store: Path, tmp_path: Path) -> None:
+    """The load's report says so."""
+    run = in_here(
+        "generate", "w", "--store", compiled_store, "--prompt", "a cat", "--size", "32x32", "--frames", "5",
+        "--steps", "1", "--device", "cpu", "--compile", "cached", "--out", tmp_path / "clip.mp4",
+    )  # fmt: skip
+    assert run.exit_code == 0 and "blocks compiled for 1x8 tokens" in run.stdout

@@ -337,10 +337,25 @@ load(sys.argv[1], weights="deferred")
 assert "xformers" not in sys.modules
 """
 
+UNTOUCHED_BY_THE_COMPILER = """
+functions = [pathlib.Path(sys.argv[1])]
+load(sys.argv[2], weights="deferred", compile="cached", functions=functions)
+assert "torch._inductor.compile_fx" in sys.modules
+report = load(sys.argv[2], device="cpu", compile="cached", functions=functions).load_report
+assert report.compiled.shapes, report
+"""
+
 
 def test_on_the_cpu_cuda_is_not_touched_not_even_asked(tiny_sealed: Path) -> None:
     """In a process that has imported nothing yet: neither by us nor by the libraries that we import."""
     subprocess.run([sys.executable, "-c", UNTOUCHED, str(tiny_sealed)], check=True)
+
+
+def test_nor_by_the_compiler_of_blocks(compiled_store: Path) -> None:
+    """It is imported before the snapshot, and functions for a CPU are even loaded."""
+    (functions,) = compiled_store.glob("w.compiled-*")
+    code = UNTOUCHED.partition("load(sys")[0] + "import pathlib" + UNTOUCHED_BY_THE_COMPILER
+    subprocess.run([sys.executable, "-c", code, str(functions), str(compiled_store / "w")], check=True)
 
 
 @pytest.mark.gpu

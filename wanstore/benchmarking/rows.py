@@ -56,6 +56,23 @@ class Quality:
 
 
 @attrs.frozen
+class CompiledBlocks:
+    """Compiled transformer blocks, beside eager ones in the same process.
+
+    Attributes:
+        reason: why blocks ran eagerly after all; then the other figures are empty.
+        loading_seconds: what a load took longer for them: torch's compiler imported, functions loaded.
+        eager_step_seconds: the median denoising step without them.
+        scores: `psnr` and `ssim` of the clip with them against the same clip without.
+    """
+
+    reason: str = ""
+    loading_seconds: float = 0.0
+    eager_step_seconds: float | None = None
+    scores: Mapping[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen
 class BenchmarkRow:
     """One preset's result.
 
@@ -71,6 +88,8 @@ class BenchmarkRow:
     `memory_plan` says which components were offloaded for the last clip; "" where the pipeline has no plan.
     `predicted_gib` are the plan's peaks by phase (text_encoding, denoising, decoding, output), and `phase_peaks_gib`
     the highest that torch's allocator counted in any clip; empty where it isn't used.
+
+    `compiled` is there if compiled blocks were asked for: then all other figures are with them, if they could be used.
     """
 
     preset: Preset
@@ -90,6 +109,7 @@ class BenchmarkRow:
     memory_plan: str = ""
     predicted_gib: Mapping[str, float] = attrs.field(factory=dict)
     phase_peaks_gib: Mapping[str, float] = attrs.field(factory=dict)
+    compiled: CompiledBlocks | None = None
 
     @property
     def worked(self) -> bool:
@@ -125,6 +145,18 @@ class BenchmarkRow:
     def step_seconds(self) -> float:
         """The median denoising step of all rounds."""
         return statistics.median(step for one in self.rounds for step in one.steps)
+
+    @property
+    def compiled_saves_seconds(self) -> float | None:
+        """What compiled blocks save of a clip; None where they were not used."""
+        eager = self.compiled and self.compiled.eager_step_seconds
+        return (eager - self.step_seconds) * self.preset.steps if eager else None
+
+    @property
+    def compiled_pays_from(self) -> int | None:
+        """The clip of a process by which compiled blocks have saved what loading them took; None if none does."""
+        saved = self.compiled_saves_seconds
+        return math.ceil(self.compiled.loading_seconds / saved) if self.compiled and saved and saved > 0 else None
 
     @property
     def _seconds(self) -> list[float]:

@@ -16,17 +16,19 @@ from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
     changed,
-    chosen_presets,
     clip_options,
+    compile_option,
     device_option,
     dtype_option,
     json_option,
     memory_option,
+    named_presets,
     open_store_at,
+    presets_option,
     print_json,
     store_option,
 )
-from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError, without_secrets
+from wanstore.errors import NotSupportedError, WanstoreError, without_secrets
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.report import BenchmarkReport
@@ -42,7 +44,7 @@ _OWN = "process"
 @store_option
 @click.option("--benchmarker", default=_OWN, show_default=True,
               help="process, each preset in its own, or the name of an installed benchmarker.")  # fmt: skip
-@click.option("--presets", "wanted", help="Preset names, separated by commas.  [default: all]")
+@presets_option
 @clip_options
 @click.option("--steps", multiple=True, metavar="N|PRESET=N",
               help="Run only N denoising steps, and extrapolate the rest.  [default: the preset's]")  # fmt: skip
@@ -53,6 +55,7 @@ _OWN = "process"
 @click.option(
     "--attention", help="An attention backend of diffusers, or auto for the fastest.  [default: the manifest's]"
 )
+@compile_option
 @dtype_option
 @memory_option
 @click.option("--timeout", "timeout_seconds", type=FiniteRange(0, min_open=True),
@@ -96,7 +99,7 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
     changes["negative_prompt"] = negative_prompt
 
     def chosen(model: str = "") -> list[Preset]:
-        return [changed(preset, size=size, **changes) for preset in _chosen(wanted, presets_file, model)]
+        return [changed(preset, size=size, **changes) for preset in named_presets(wanted, presets_file, model)]
 
     how["steps"] = _steps(steps, chosen())  # what is wrong about them is told before anything is fetched
     presets = chosen(model_in(open_store_at(store_url).local_path(name)))
@@ -156,17 +159,6 @@ def _document_of(report: Report, benchmarker: str) -> dict[str, Any]:
             "Report it to its authors",
         ) from error
     return document
-
-
-def _chosen(wanted: str | None, file: Path | None, model: str) -> list[Preset]:
-    names = None if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()]
-    if names == []:
-        known = ", ".join(preset.name for preset in chosen_presets(None, file))
-        raise click.BadParameter(f"{wanted!r} names no preset. Use some of: {known}.", param_hint="--presets")
-    try:
-        return chosen_presets(names, file, model)
-    except NotFoundError as error:
-        raise click.BadParameter(str(error), param_hint="--presets") from error
 
 
 def _steps(options: Sequence[str], presets: Sequence[Preset]) -> Mapping[str, int]:

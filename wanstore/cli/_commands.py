@@ -10,6 +10,7 @@ import click
 
 import wanstore
 from wanstore.cli._bench import bench
+from wanstore.cli._compile import compile_command
 from wanstore.cli._faults import Commands, escaped, one_line, plain_memory_errors
 from wanstore.cli._options import (
     FilledPath,
@@ -17,6 +18,7 @@ from wanstore.cli._options import (
     changed,
     chosen_presets,
     clip_options,
+    compile_option,
     device_option,
     dtype_option,
     filled,
@@ -97,23 +99,27 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
 def list_pipelines(store_url: str, as_json: bool) -> None:
     """List the pipelines in a store.
 
-    Those that cannot be read are shown with the reason, and the exit status is 0 all the same.
+    Those that cannot be read are shown with the reason, and the exit status is 0 all the same. Compiled functions are
+    shown by `wanstore show NAME`, and here only if their pipeline is gone.
     """
     from wanstore._formats._json import to_json
+    from wanstore.building._artifacts import compiled_of
     from wanstore.cli._terminal import list_table
     from wanstore.cli._terminal import show as show_tables
 
     listing = open_store_at(store_url).list()
+    beside = {one.name for pipeline in listing.pipelines for one in compiled_of(pipeline.name, listing.pipelines)}
+    shown = [one for one in listing.pipelines if one.name not in beside]
     for one in listing.unreadable:
         click.echo(one_line(f"wanstore: {one.name} cannot be read: {one.reason}."), err=True)
     if as_json:
-        pipelines = [{**to_json(m), "size_bytes": m.size_bytes} for m in listing.pipelines]
+        pipelines = [{**to_json(m), "size_bytes": m.size_bytes} for m in shown]
         print_json({"pipelines": pipelines, "unreadable": [to_json(one) for one in listing.unreadable]})
-    elif listing.pipelines:
-        show_tables(list_table(listing.pipelines))
+    elif shown:
+        show_tables(list_table(shown))
     elif not listing.unreadable:
-        shown = without_secrets(store_url)
-        click.echo(f"Nothing is stored in {shown}. Add one with: wanstore setup SOURCE --store {shown}", err=True)
+        place = without_secrets(store_url)
+        click.echo(f"Nothing is stored in {place}. Add one with: wanstore setup SOURCE --store {place}", err=True)
 
 
 @main.command()
@@ -122,23 +128,30 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 @click.option("--tensors", is_flag=True, help="Also show what the conversion did to each tensor.")
 @json_option
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
-    """Show where a pipeline comes from, how it was converted, and its files."""
+    """Show where a pipeline comes from, how it was converted, its files, and what it has compiled functions for."""
     from wanstore._formats._json import to_json
+    from wanstore.building._artifacts import compiled_of
     from wanstore.manifest import read_tensor_records
     from wanstore.recipes import recipe_of
 
     store = open_store_at(store_url)
     manifest = store.manifest(name)
     records = read_tensor_records(store.local_path(name)) if tensors else {}
+    compiled = compiled_of(name, store.list().pipelines)
     if as_json:
         recipe = to_json(recipe_of(manifest.notes.get("model", "")))
-        shown = {**to_json(manifest), "digest": manifest.digest, "clips": recipe}
+        functions = [{"name": one.name, "made_for": one.conversion.options} for one in compiled]
+        shown = {**to_json(manifest), "digest": manifest.digest, "clips": recipe, "compiled": functions}
         print_json({**shown, **({"tensors": records} if tensors else {})})
         return
-    from wanstore.cli._terminal import manifest_tables, tensors_table
+    from wanstore.cli._terminal import compiled_tables, manifest_tables, tensors_table
     from wanstore.cli._terminal import show as show_tables
 
-    show_tables(*manifest_tables(manifest), *(tensors_table(component, rows) for component, rows in records.items()))
+    show_tables(
+        *manifest_tables(manifest),
+        *compiled_tables(compiled),
+        *(tensors_table(component, rows) for component, rows in records.items()),
+    )
 
 
 @main.command()
@@ -173,8 +186,14 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
 @store_option
 @json_option
 def delete(name: str, store_url: str, as_json: bool) -> None:
-    """Delete a pipeline from a store."""
-    open_store_at(store_url).delete(name)
+    """Delete a pipeline from a store, and its compiled functions."""
+    from wanstore.building._artifacts import compiled_of
+
+    store = open_store_at(store_url)
+    compiled = compiled_of(name, store.list().pipelines)
+    store.delete(name)
+    for one in compiled:
+        store.delete(one.name)
     if as_json:
         print_json({"deleted": name})
     else:
@@ -193,12 +212,13 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 @device_option
 @dtype_option
 @memory_option
+@compile_option
 @click.option("--verify", is_flag=True, help="Compare every file's hash with the manifest first.")
 @click.option("--out", type=FilledPath(path_type=Path, dir_okay=False), default="clip.mp4", show_default=True,
               help="The video file.")  # fmt: skip
 @json_option
 def generate(name: str, store_url: str, prompt: str, seed: int, device: str | None, dtype: Any, memory: Any,
-             verify: bool, out: Path, as_json: bool, preset_name: str, presets_file: Path | None,
+             compile: Any, verify: bool, out: Path, as_json: bool, preset_name: str, presets_file: Path | None,
              **changes: Any) -> None:  # fmt: skip
     """Make a clip: an mp4 at 16 frames a second.
 
@@ -223,8 +243,9 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
     with plain_memory_errors(preset.clip):
         with TerminalProgress(quiet=as_json) as progress:
             pipe = load(
-                name, store=store_url, device=device, dtype=dtype, memory=memory, verify=verify, progress=progress
-            )
+                name, store=store_url, device=device, dtype=dtype, memory=memory, compile=compile, verify=verify,
+                progress=progress,
+            )  # fmt: skip
             preset = chosen(model_of(pipe.transformer.config))
             frames = make_clip(pipe, prompt, preset, seed=seed, progress=progress)
         write_clip(frames, out)
@@ -241,6 +262,7 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
         click.echo(f"{out}: {len(frames)} frames of {preset.width}x{preset.height}, {len(frames) / 16:.1f} s")
 
 
+main.add_command(compile_command)
 main.add_command(bench)
 
 
@@ -256,24 +278,26 @@ main.add_command(bench)
 @json_option
 def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset | None, memory_gib: float | None,
            dtype: dict[str, str], as_json: bool) -> None:  # fmt: skip
-    """Show what this machine can do: GPU, memory, speeds, attention backends, versions.
+    """Show what this machine can do: GPU, memory, speeds, attention backends, compiler, versions.
 
     With NAME, load that pipeline too and compare the load with those speeds. With --preset, load nothing: show the
     memory plan for a clip of that preset, and the peak that it predicts for each phase.
     """
+    from wanstore.building._artifacts import functions_of
     from wanstore.cli._doctor import examine, plan_memory
 
     if name is not None and not store_url:
         raise click.UsageError("NAME needs --store")
     if not (preset and name is not None) and (preset or memory_gib or dtype):
         raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
-    pipeline = None if name is None else open_store_at(str(store_url)).local_path(name)
+    store = None if name is None else open_store_at(str(store_url))
+    pipeline = store.local_path(str(name)) if store else None
     if preset and pipeline:
         findings = plan_memory(pipeline, preset, dtype, memory_gib)
         if findings is None:
             raise click.UsageError("torch finds no GPU here: give its memory with --memory-gib")
     else:
-        findings = examine(folder, pipeline)
+        findings = examine(folder, pipeline, functions_of(store, str(name)) if store else ())
     if as_json:
         print_json(findings)
         return

@@ -6,9 +6,10 @@ import importlib
 import importlib.util
 import os
 import platform
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,17 @@ _SAMPLE_BYTES = 256 << 20
 _BLOCK_BYTES = 8 << 20
 
 
-def examine(folder: Path, pipeline: Path | None = None) -> dict[str, Any]:
-    """GPU, memory, disk, speeds (measured in `folder`), attention backends and versions.
+def examine(folder: Path, pipeline: Path | None = None, functions: Sequence[Path] = ()) -> dict[str, Any]:
+    """GPU, memory, disk, speeds (measured in `folder`), attention backends, compiler and versions.
 
-    With the folder of a stored pipeline it is loaded, and the load compared with those speeds. Raises `AccessError`
-    when nothing can be written to `folder`.
+    With the folder of a stored pipeline, and those of its compiled `functions`, it is loaded, and the load compared
+    with those speeds. Raises `AccessError` when nothing can be written to `folder`.
     """
     speeds, ceilings = measure(folder)
-    load = {"load": how_close(load_pipeline(pipeline).load_report, ceilings)} if pipeline else {}
+    load = {}
+    if pipeline:
+        report = load_pipeline(pipeline, compile="cached", functions=functions).load_report
+        load["load"] = {**how_close(report, ceilings), "blocks": str(report.compiled)}
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
@@ -49,6 +53,7 @@ def examine(folder: Path, pipeline: Path | None = None) -> dict[str, Any]:
         "speed": speeds,
         **load,
         "attention": _attention(),
+        "compiler": _compiler(),
         "versions": versions(_PACKAGES),
         "imports": _imports(),
     }
@@ -152,6 +157,16 @@ def how_close(report: LoadReport, ceilings: Ceilings | None) -> dict[str, str]:
         "weights": f"{transfer.size_bytes / 1e9:.2f} GB in {transfer.seconds:.2f} s, {rate / 1e9:.2f} GB/s",
         "of the ceiling": close,
     }
+
+
+def _compiler() -> dict[str, str]:
+    """What compiled blocks need, besides torch."""
+    import torch
+
+    needed = ("cc", "gcc", "clang") if torch.cuda.is_available() else ("g++", "clang++")
+    found = os.environ.get("CC") or next((path for name in needed if (path := shutil.which(name))), "")
+    triton = {"triton": versions(("triton",)).get("triton", "not installed")} if torch.cuda.is_available() else {}
+    return {"of C" if torch.cuda.is_available() else "of C++": found or "none: blocks run eagerly", **triton}
 
 
 def _attention() -> dict[str, str]:

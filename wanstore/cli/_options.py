@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from wanstore.choices import MemoryMode
+from wanstore.choices import CompileMode, MemoryMode
 from wanstore.errors import NotFoundError, NotSupportedError
 
 if TYPE_CHECKING:
@@ -67,13 +67,36 @@ def preset_option(**settings: Any) -> Callable[[Callable[..., Any]], Callable[..
     return click.option("--preset", callback=_preset, **settings)
 
 
-def clip_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What of a preset may be another for once, and the file that presets come from."""
+def presets_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--presets`, for `named_presets`."""
+    text = "Preset names, separated by commas.  [default: all]"
+    return click.option("--presets", "wanted", help=text)(function)
+
+
+def compile_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--compile`."""
+    text = "Quicker transformer blocks: those that wanstore compile has stored (cached), or compiled now (on)."
+    choice = click.Choice(get_args(CompileMode))
+    return click.option("--compile", type=choice, default="off", show_default=True, help=text)(function)
+
+
+def size_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Another size than a preset's, and the file that presets come from."""
     options = (
         click.option("--presets-file", type=click.Path(path_type=Path, exists=True, dir_okay=False),
                      help="A TOML file with presets that add to wanstore's, or change them."),
         click.option("--size", help="WIDTHxHEIGHT instead of the preset's; multiples of 16."),
         click.option("--frames", type=int, help="Number of frames instead of the preset's; 4k+1."),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def clip_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What of a preset may be another for once, and the file that presets come from."""
+    options = (
+        size_options,
         click.option("--guidance", "guidance_scale", type=FiniteRange(0, min_open=True),
                      help="How closely to follow the prompt.  [default: the model's]"),
         click.option("--flow-shift", type=FiniteRange(0, min_open=True),
@@ -159,6 +182,18 @@ def chosen_presets(names: Sequence[str] | None, file: Path | None, model: str = 
 
     presets = load_presets(file, model)
     return list(presets.values()) if names is None else [preset_named(name, presets) for name in names]
+
+
+def named_presets(wanted: str | None, file: Path | None, model: str) -> list[Preset]:
+    """The presets of `--presets`, by the model's recipe; unknown names are wrong usage."""
+    names = None if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()]
+    if names == []:
+        known = ", ".join(preset.name for preset in chosen_presets(None, file))
+        raise click.BadParameter(f"{wanted!r} names no preset. Use some of: {known}.", param_hint="--presets")
+    try:
+        return chosen_presets(names, file, model)
+    except NotFoundError as error:
+        raise click.BadParameter(str(error), param_hint="--presets") from error
 
 
 def changed(preset: Preset, *, size: str | None, **changes: Any) -> Preset:

@@ -193,6 +193,25 @@ def manifest_tables(manifest: Manifest) -> list[Table]:
     ]
 
 
+def compiled_tables(compiled: Sequence[Manifest]) -> list[Table]:
+    """What `wanstore show` shows of compiled functions: each folder, for what, and for which presets."""
+    from wanstore.building._artifacts import shapes_in
+    from wanstore.presets import PRESETS
+
+    if not compiled:
+        return []
+    names = {preset.clip.shape: preset.name for preset in PRESETS.values()}
+    rows = (
+        [
+            one.name,
+            ", ".join(names.get(shape, f"{shape[0]}x{shape[1]} tokens") for shape in shapes_in(one)),
+            ", ".join(f"{key} {value}" for key, value in one.conversion.options.items()),
+        ]
+        for one in compiled
+    )
+    return [text_table(["folder", "presets", "made for"], rows, title="compiled functions")]
+
+
 def tensors_table(component: str, tensors: list[dict[str, Any]]) -> Table:
     """What `wanstore show --tensors` adds: a row for each tensor of a component."""
     rows = (

@@ -5,7 +5,7 @@ before a memory snapshot onto its device. `_clock` times the phases that a `_rep
 torch comes with a load.
 """
 
-from wanstore.loading._report import Attention, LoadReport, Phase
+from wanstore.loading._report import Attention, Compiled, LoadReport, Phase
 from wanstore.transfer._record import TransferRecord
 
-__all__ = ["Attention", "LoadReport", "Phase", "TransferRecord"]
+__all__ = ["Attention", "Compiled", "LoadReport", "Phase", "TransferRecord"]

@@ -13,18 +13,20 @@ from typing import Any
 import attrs
 import torch
 
+from wanstore.building._artifacts import read_functions
 from wanstore.building._attention import NATIVE, use_backend
+from wanstore.building._block_functions import BlockFunctions, describe, load_function, why
 from wanstore.building._check import told_if_changed
 from wanstore.building._skeleton import fill_model, wanted_tensors
 from wanstore.building._weight_files import check_fit, open_weights
 from wanstore.building._weight_transfer import WeightTransfer, transfer_weights
 from wanstore.components import COMPONENTS
-from wanstore.errors import DeviceMemoryError, NotSupportedError
+from wanstore.errors import DeviceMemoryError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.lean_imports import collection_paused, quiet_libraries, resolve_imported
 from wanstore.loading._clock import PhaseClock
 from wanstore.loading._pipeline import WanPipeline
-from wanstore.loading._report import Attention
+from wanstore.loading._report import Attention, Compiled, Ready
 from wanstore.memory._origin import Origin
 from wanstore.transfer._device import pick_device
 from wanstore.transfer._from_memory import MemoryTransfer
@@ -62,11 +64,14 @@ def _activate(pipe: WanPipeline, device: str | torch.device | None, progress: Pr
             ready = pick_device(device)
         if pipe.device != ready:
             _move(models, ready, clock)
-    attention = make_ready(pipe, clock)
+    done = make_ready(pipe, clock)
     pipe._deferred = False
-    pipe.activation_report = clock.report(str(origin.folder), str(pipe.device), attention)
-    if attention:
-        pipe.load_report = attrs.evolve(pipe.load_report, attention=attention)
+    pipe.activation_report = clock.report(str(origin.folder), str(pipe.device), done)
+    pipe.load_report = attrs.evolve(
+        pipe.load_report,
+        attention=done.attention or pipe.load_report.attention,
+        compiled=done.compiled or pipe.load_report.compiled,
+    )
 
 
 def fill(models: Mapping[str, Any], origin: Origin, transfer: WeightTransfer, clock: PhaseClock) -> None:
@@ -94,13 +99,24 @@ def fill(models: Mapping[str, Any], origin: Origin, transfer: WeightTransfer, cl
                 fill_model(component, model, tensors[component])
 
 
-def make_ready(pipe: WanPipeline, clock: PhaseClock) -> Attention | None:
-    """What is left once a pipeline is on its device: its attention backend, and how it shares out the memory."""
-    with clock.phase("attention"):
-        attention = _apply_once(pipe, pipe.device)
-    if pipe._origin.offloads_on(pipe.device.type):
+def make_ready(pipe: WanPipeline, clock: PhaseClock) -> Ready:
+    """What is left once a pipeline is on its device: attention backend, compiled blocks, the shares of memory."""
+    origin, device = pipe._origin, pipe.device
+    ready = Ready()
+    if pipe._ready_on != device:
+        with clock.phase("attention"):
+            # Compiled blocks are made for one backend by its name, so that they have one.
+            backend = origin.attention or (NATIVE if origin.compiles else None)
+            attention = apply_attention(pipe, backend) if backend else None
+        compiled = None
+        if origin.compile != "off":
+            with clock.phase("compile"):
+                compiled = apply_functions(pipe, attention.used if attention else NATIVE)
+        pipe._ready_on = device
+        ready = Ready(attention if origin.attention else None, compiled)
+    if origin.offloads_on(device.type):
         pipe._offload_by_plan()
-    return attention
+    return ready
 
 
 def reseed() -> None:
@@ -111,19 +127,29 @@ def reseed() -> None:
     torch.seed()
 
 
-def _apply_once(pipe: WanPipeline, device: torch.device) -> Attention | None:
-    """Apply the pipeline's attention backend on `device`; what came of it, None if there is nothing to do."""
-    backend = pipe._origin.attention
-    if backend is None or pipe._attention_on == device:
-        return None
-    pipe._attention_on = device
-    return apply_attention(pipe, backend)
-
-
 def apply_attention(pipe: Any, backend: str) -> Attention:
     """Have the pipeline use `backend` where it works on its device, else the native one; which it is, and why."""
     reason = use_backend(pipe, backend, pipe.device)
     return Attention(backend, NATIVE if reason else backend, reason)
+
+
+def apply_functions(pipe: Any, attention: str) -> Compiled:
+    """Have the transformer's blocks run by the functions that fit, if any; which, and why not if not.
+
+    Nothing that is wrong about functions is an error: the pipeline runs without them.
+    """
+    origin, functions, reason = pipe._origin, {}, ""
+    try:
+        stored = read_functions(origin.functions, describe(pipe.transformer, pipe.device, attention))
+        functions = {shape: load_function(data, pipe.device) for shape, data in stored.items()}
+    except WanstoreError as error:
+        reason = error.what
+    except Exception as error:  # noqa: BLE001  torch's compiler fails in many ways
+        reason = why(error)
+    if functions or origin.compile == "on":
+        pipe._functions = BlockFunctions(functions, compiles=origin.compile == "on")
+        pipe._functions.attach(pipe.transformer)
+    return Compiled(origin.compile, tuple(f"{batch}x{tokens}" for batch, tokens in sorted(functions)), reason)
 
 
 def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from wanstore.loading._report import Attention, LoadReport, Phase
+from wanstore.loading._report import LoadReport, Phase, Ready
 from wanstore.transfer._record import TransferRecord
 
 if TYPE_CHECKING:  # it brings torch, which a load imports later
@@ -39,7 +39,7 @@ class PhaseClock:
         self._transfer = record = transfer.record
         self._phases.append(Phase("weights", record.seconds, record.size_bytes, transfer.began - self._began))
 
-    def report(self, folder: str, device: str, attention: Attention | None = None) -> LoadReport:
+    def report(self, folder: str, device: str, ready: Ready | None = None) -> LoadReport:
         """All that was timed so far."""
         spent = {phase.name: phase.seconds for phase in self._phases if phase.name != "weights"}
         if self._transfer:
@@ -53,5 +53,6 @@ class PhaseClock:
             phases=tuple(sorted(self._phases, key=lambda phase: phase.began_seconds)),
             bound_by=max(spent, key=lambda name: spent[name]),
             transfer=self._transfer,
-            attention=attention,
+            attention=ready.attention if ready else None,
+            compiled=ready.compiled if ready else None,
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,7 +12,7 @@ from wanstore._formats._json import read_json
 from wanstore.building._check import check_pipeline, check_sealed, told_if_changed
 from wanstore.building._dtypes import FLOAT16, check_dtypes
 from wanstore.building._weight_files import Weights, check_fit, open_weights
-from wanstore.choices import MemoryMode, WeightsMode
+from wanstore.choices import CompileMode, MemoryMode, WeightsMode
 from wanstore.errors import NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Quiet
 from wanstore.lean_imports import collection_paused, deferred_imports, import_lean, quiet_libraries, resolve_imported
@@ -45,14 +45,19 @@ def load_folder(
     attention: str | None = None,
     memory: MemoryMode | MemoryPlan = "auto",
     verify: bool = False,
+    compile: CompileMode = "off",
+    functions: Iterable[Path] = (),
     sealed: bool = True,
     progress: Progress | None = None,
 ) -> WanPipeline:
-    """The pipeline in a local `folder`; the other arguments, and what is raised, are those of `wanstore.load`."""
+    """The pipeline in a local `folder`; the other arguments, and what is raised, are those of `wanstore.load`.
+
+    `functions` are folders of compiled functions.
+    """
     folder, progress, clock = Path(folder), progress or Quiet(), PhaseClock()
     with collection_paused(), ExitStack() as stack:
         with clock.phase("check"):
-            _check_arguments(device, weights, verify=verify, sealed=sealed)
+            _check_arguments(device, weights, compile, verify=verify, sealed=sealed)
             dtypes = check_dtypes(dtype)
             check_memory(memory)
             if not folder.is_dir():
@@ -70,13 +75,17 @@ def load_folder(
                 transfer = stack.enter_context(transfer_weights(files, device, dtypes, progress, folder.name))
             import_lean(LIBRARIES)
             from wanstore.building._attention import check_known
+            from wanstore.building._block_functions import import_compiler
             from wanstore.loading._activate import fill, make_ready
         stack.enter_context(quiet_libraries())  # now, since diffusers sets its own level when it is imported
         with deferred_imports():  # libraries import more while they build
             models = _skeletons(folder, files, dtypes, clock)
-            origin = Origin(folder, manifest, attention, dtypes, memory)
+            origin = Origin(folder, manifest, attention, dtypes, memory, compile, tuple(functions))
             if origin.attention:
                 check_known(origin.attention)
+            if origin.compiles:  # while weights move, or before a memory snapshot
+                with clock.phase("compiler"), suppress(Exception):  # using it says what is wrong
+                    import_compiler()
             if transfer:  # before the tokenizer, which holds the interpreter's lock for most of a second
                 fill(models, origin, transfer, clock)
             pipe = _assemble(folder, models, clock)
@@ -87,9 +96,11 @@ def load_folder(
     return pipe
 
 
-def _check_arguments(device: Any, weights: str, *, verify: bool, sealed: bool) -> None:
+def _check_arguments(device: Any, weights: str, compile: str, *, verify: bool, sealed: bool) -> None:
     if weights not in get_args(WeightsMode):
         raise NotSupportedError(f"Weights can't be {weights!r}", "Choose resident or deferred")
+    if compile not in get_args(CompileMode):
+        raise NotSupportedError(f"compile can't be {compile!r}", "Choose off, cached or on")
     if weights == "deferred" and str(device or "cpu") != "cpu":
         raise NotSupportedError("Deferred weights have no device yet", "Name the device to activate")
     if verify and not sealed:

@@ -12,6 +12,7 @@ import diffusers
 import torch
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
+from wanstore.building._block_functions import BlockFunctions
 from wanstore.errors import NotActivatedError
 from wanstore.loading._report import LoadReport
 from wanstore.memory import MemoryPlan
@@ -42,8 +43,10 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
 
     _origin: Origin
     _deferred = False
-    _attention_on: torch.device | None = None
-    """The device that the attention backend was applied on."""
+    _ready_on: torch.device | None = None
+    """The device that the attention backend and compiled blocks were set up on."""
+    _functions: BlockFunctions | None = None
+    """What runs the transformer's blocks, if they may run compiled."""
     _schedule: OffloadSchedule | None = None
     _prompts: OrderedDict[str, torch.Tensor]
 
@@ -102,7 +105,8 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
             ChangedError, NotFoundError, DamagedError: an offloaded component could not be read back.
         """
         asked = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        with self.lock:
+        # Compiled blocks take no tensors that were made under inference mode.
+        with self.lock, torch.inference_mode(False) if self._functions else nullcontext():
             self._check_activated()
             with self._schedule.clip(_size_of(asked)) if self._schedule else nullcontext():
                 return super().__call__(**asked)

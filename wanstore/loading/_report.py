@@ -36,6 +36,33 @@ class Attention:
 
 
 @attrs.frozen
+class Compiled:
+    """Whether the transformer's blocks run compiled: what was asked for, for which inputs, and why not if not.
+
+    `shapes` are clips at once × tokens of each, as `1x20280`, for which the store had functions.
+    """
+
+    asked: str
+    shapes: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.shapes:
+            told = f"blocks compiled for {', '.join(self.shapes)} tokens"
+        else:
+            told = f"no compiled blocks: {self.reason}"
+        return told + (", others as they come" if self.asked == "on" else "")
+
+
+@attrs.frozen
+class Ready:
+    """How a pipeline was set up once it was on its device; None for what was not asked for, or done before."""
+
+    attention: Attention | None = None
+    compiled: Compiled | None = None
+
+
+@attrs.frozen
 class LoadReport:
     """Where a load's time went. `seconds` is the whole call, `size_bytes` the weight files' tensor data.
 
@@ -51,6 +78,7 @@ class LoadReport:
     bound_by: str
     transfer: TransferRecord | None = None
     attention: Attention | None = None
+    compiled: Compiled | None = None
 
     def phase(self, name: str) -> Phase:
         """The phase of that name; raises `KeyError` when the load had none."""
@@ -73,6 +101,7 @@ class LoadReport:
             f"bound by {self.bound_by}",
             *([f"weights by {self.transfer.way}"] if self.transfer and self.transfer.way else []),
             *([str(self.attention)] if self.attention else []),
+            *([str(self.compiled)] if self.compiled else []),
         ]
 
     def __str__(self) -> str:

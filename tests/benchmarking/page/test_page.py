@@ -19,7 +19,7 @@ from wanstore.benchmarking import page
 from wanstore.benchmarking.cold_starts import ColdStarts, Start
 from wanstore.benchmarking.cost import PRICES
 from wanstore.benchmarking.report import BenchmarkReport
-from wanstore.benchmarking.rows import MemoryPeaks, Quality
+from wanstore.benchmarking.rows import CompiledBlocks, MemoryPeaks, Quality
 from wanstore.cli._terminal import text_table
 from wanstore.errors import DiskFullError, NotSupportedError
 
@@ -293,6 +293,17 @@ def test_each_clip_has_its_pictures(tmp_path: Path) -> None:
     text = written(report(row(frames=("assets/benchmarks/480p-3s.jpg",)), row("480p/5s")), tmp_path)
     assert "![Frames of 480p/3s](assets/benchmarks/480p-3s.jpg)" in section(text, "Pictures")
     assert "Frames of 480p/5s" not in text and "## Pictures" not in written(report(row()), tmp_path)
+
+
+def test_compiled_blocks_stand_beside_eager_ones(tmp_path: Path) -> None:
+    """What they save, what they cost a start, and from which clip on they pay; a preset without them says why."""
+    fast = row(compiled=CompiledBlocks("", 130.0, 3.0, {"psnr": 57.1, "ssim": 0.9991}))
+    slow = row("480p/5s", compiled=CompiledBlocks("none are stored", 0.0))
+    text = written(report(fast, slow), tmp_path)
+    table = section(text, "Compiled blocks")
+    assert "| 480p/3s | 3.00 | 1.00 | 3.00× | 100 | 130 | 2 | 57.1 | 0.9991 |" in table and "480p/5s" not in table
+    assert "no compiled blocks: none are stored" in section(text, "Results")
+    assert "## Compiled blocks" not in written(report(row()), tmp_path)
 
 
 def said(svg: Path) -> set[str]:

@@ -12,14 +12,16 @@ import numpy as np
 import psutil
 import pytest
 
+import wanstore
 from wanstore.benchmarking.measure._reference_clips import hash_clip, save_clip
 from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.benchmarking.run._process_benchmarker import ALL, ProcessBenchmarker, step_weight
+from wanstore.choices import ComponentName, DtypeName
 from wanstore.errors import AccessError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.presets import PRESETS, Preset
 from wanstore.testing import BenchmarkerTests
 
-FLOAT32 = {"vae": "float32"}
+FLOAT32: dict[ComponentName, DtypeName] = {"vae": "float32"}
 """A CPU takes eight times as long to decode in float16."""
 FIRST, SECOND = (Preset(name, width=32, height=32, frames=5, steps=4) for name in ("first", "second"))
 
@@ -231,3 +233,17 @@ def test_the_time_left_knows_that_large_clips_take_longer() -> None:
     """An H100 took 0.67, 1.33, 5.20 and 17.3 s for a step of the four presets."""
     weights = [step_weight(preset) / step_weight(PRESETS["480p/3s"]) for preset in PRESETS.values()]
     assert weights == pytest.approx([1, 1.33 / 0.67, 5.20 / 0.67, 17.3 / 0.67], rel=0.05)
+
+
+def test_compiled_blocks_are_measured_beside_eager_ones(compiled_store: Path, tmp_path: Path) -> None:
+    """All figures are with them; the same clip once more without says what they save and change."""
+    heard = Heard()
+    report = wanstore.bench(
+        "w", store=compiled_store, presets=[FIRST, attrs.evolve(SECOND, width=64)], steps=2, device="cpu",
+        compile="cached", report=tmp_path / "page.md", dtype=FLOAT32, progress=heard,
+    )  # fmt: skip
+    first, second = (row.compiled for row in report.rows)
+    assert first and first.eager_step_seconds and first.loading_seconds > 0 and not first.reason
+    assert first.scores["psnr"] > 50 and first.scores["ssim"] > 0.99
+    assert second and second.reason == "there is no function for this size" and second.eager_step_seconds is None
+    assert heard.total == heard.done, "the clip without them is counted"

@@ -19,7 +19,7 @@ from wanstore.benchmarking.measure._clip import Watch, measure_clip, watch_memor
 from wanstore.benchmarking.measure._nvml import driver_version
 from wanstore.benchmarking.measure._reference_clips import open_clip, save_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
-from wanstore.benchmarking.rows import BenchmarkRow, Quality, Round
+from wanstore.benchmarking.rows import BenchmarkRow, CompiledBlocks, Quality, Round
 from wanstore.errors import DeviceError, DeviceMemoryError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.memory._estimate import GIB
@@ -104,6 +104,7 @@ class PipelineBenchmarker(Benchmarker):
             first_clip_seconds=_first_clip(ends[0] - self.began, measured[0], rounds, preset) if self.began else None,
             **self._pictures(frames, preset),
             clip_sha256=save_clip(frames, self.keep_clips, preset) if self.keep_clips else "",
+            compiled=self._beside_eager(counted, frames, progress),
         )
         return self._with_plan(row, watch)
 
@@ -115,6 +116,22 @@ class PipelineBenchmarker(Benchmarker):
             return row
         predicted = {phase: size / GIB for phase, size in self.pipe.predicted_peaks(row.preset.clip).items()}
         return attrs.evolve(row, memory_plan=str(plan), predicted_gib=predicted)
+
+    def _beside_eager(self, preset: Preset, frames: Any, progress: Progress) -> CompiledBlocks | None:
+        """Compiled blocks, if they were asked for, against the last clip made again without them."""
+        report = getattr(self.pipe, "load_report", None)
+        if not (report and report.compiled):
+            return None
+        loading = sum(phase.seconds for phase in report.phases if phase.name in ("compiler", "compile"))
+        functions = self.pipe._functions
+        if functions is None or not functions.runs:
+            return CompiledBlocks(report.compiled.reason or "there is no function for this size", loading)
+        from wanstore.benchmarking.measure._quality import compare_clips
+
+        with functions.paused():
+            eager, without = measure_clip(self.pipe, preset, take=1, progress=progress, warm_up=True)
+        scores, _ = compare_clips(frames, without)
+        return CompiledBlocks("", loading, statistics.median(eager.steps), scores)
 
     def _examine(self, frames: Any, preset: Preset) -> Quality:
         from wanstore.benchmarking.measure._quality import COMPARED, examine

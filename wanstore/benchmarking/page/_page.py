@@ -41,6 +41,7 @@ def write(report: BenchmarkReport, path: Path, *, prices: Prices | None = None) 
             sections.safe(report),
             sections.results(report, prices),
             sections.phases(report, pictures),
+            sections.compiled(report),
             sections.memory(report, pictures),
             sections.costs(report, prices),
             sections.quality(report),

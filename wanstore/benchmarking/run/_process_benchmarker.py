@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from wanstore._formats._json import digest_of, from_json, to_json
+from wanstore._workers import run_worker
 from wanstore.benchmarking._outputs import check_page, check_writable
 from wanstore.benchmarking.measure._pipeline_benchmarker import WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.measure._reference_clips import hash_clip
@@ -18,16 +19,16 @@ from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.benchmarking.run._resume import SavedRows
 from wanstore.benchmarking.run._worker import Job
-from wanstore.benchmarking.run._worker_process import run_worker
 from wanstore.building._dtypes import check_dtypes
 from wanstore.choices import MemoryMode
-from wanstore.errors import DeviceError, NotFoundError, NotSupportedError, WanstoreError
+from wanstore.errors import DeviceError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.manifest import Manifest, read_manifest
 from wanstore.memory._plan import check_memory
 from wanstore.presets import Preset
 from wanstore.recipes import model_in
 
+_WORKER = "wanstore.benchmarking.run._worker"
 ALL = "all presets"
 """The progress task of the whole run."""
 
@@ -38,8 +39,10 @@ class ProcessBenchmarker(Benchmarker):
 
     `rounds`, `warmup` and `steps` are as for `PipelineBenchmarker`. `dtype` and `memory` are as for `wanstore.load`,
     and raise what it raises, but that a plan can't be given. `attention` is as for `wanstore.load`, or `auto`: then the
-    backends that work are compared on the preset's own shape, and the fastest is used. `memory_gib` holds torch to that
-    much of the GPU. A preset that takes longer than `timeout_seconds`, loading included, is stopped.
+    backends that work are compared on the preset's own shape, and the fastest is used. With folders of
+    compiled `functions`, even if there are none, presets run with those that fit, and once more without. `memory_gib`
+    holds torch to that much of the GPU. A preset that takes longer than `timeout_seconds`, loading included, is
+    stopped.
 
     With a `report` path, pictures go into `assets/STEM` beside it, and rows are saved as they come in
     `STEM.partial.json`. A stopped run finds them there and measures what is missing, as long as everything that the
@@ -58,6 +61,7 @@ class ProcessBenchmarker(Benchmarker):
     dtype: Mapping[str, str] = attrs.field(factory=dict, converter=check_dtypes)
     memory: MemoryMode = attrs.field(default="auto", validator=lambda _, __, asked: check_memory(asked))
     attention: str | None = None
+    functions: Sequence[Path] | None = None
     timeout_seconds: float | None = None
     report: Path | None = None
     keep_clips: Path | None = None
@@ -117,11 +121,11 @@ class ProcessBenchmarker(Benchmarker):
         found: list[Environment] = []
 
         def on_event(event: str, *args: Any) -> None:
-            _raise_refusal(event, args)
             if event == "environment":
                 found.append(from_json(args[0], Environment))
 
-        end = run_worker(Job(str(self.folder), device=self.device, memory_gib=self.memory_gib), on_event)
+        job = Job(str(self.folder), device=self.device, memory_gib=self.memory_gib)
+        end = run_worker(_WORKER, job, on_event)
         if not found:
             raise DeviceError(f"The device could not be asked: {end.reason}", "Look at nvidia-smi and the kernel's log")
         return found[0]
@@ -130,7 +134,6 @@ class ProcessBenchmarker(Benchmarker):
         found: list[BenchmarkRow] = []
 
         def on_event(event: str, *args: Any) -> None:
-            _raise_refusal(event, args)
             if event == "row":
                 found.append(from_json(args[0], BenchmarkRow))
             else:
@@ -148,13 +151,14 @@ class ProcessBenchmarker(Benchmarker):
             dtype=dict(self.dtype),
             memory=self.memory,
             attention=self.attention,
+            functions=None if self.functions is None else tuple(str(one.absolute()) for one in self.functions),
             pictures=str(self.report.absolute().parent / assets) if self.report else None,
             trained=trained,
             keep_clips=str(self.keep_clips.absolute()) if self.keep_clips else None,
             reference=str(self.reference.absolute()) if self.reference else None,
             began=time.time(),
         )
-        end = run_worker(job, on_event, self.timeout_seconds)
+        end = run_worker(_WORKER, job, on_event, self.timeout_seconds)
         if found:
             return attrs.evolve(
                 found[0],
@@ -176,6 +180,7 @@ class ProcessBenchmarker(Benchmarker):
             "preset": to_json(preset), "steps": steps_run(preset, self.steps), "rounds": self.rounds,
             "warmup": self.warmup, "memory_gib": self.memory_gib, "dtype": dict(self.dtype),
             "memory": self.memory, "attention": self.attention, "weights": manifest.digest,
+            "functions": None if self.functions is None else [str(read_manifest(folder)) for folder in self.functions],
             "device": environment.device, "machine": environment.machine, "versions": dict(environment.versions),
             "reference": hash_clip(self.reference, preset) or "missing" if self.reference else None,
         })  # fmt: skip
@@ -183,7 +188,8 @@ class ProcessBenchmarker(Benchmarker):
     def _work(self, preset: Preset) -> tuple[int, int]:
         """Steps to run, and what each weighs against another preset's."""
         steps = steps_run(preset, self.steps)
-        return self.warmup * min(WARM_UP_STEPS, steps) + self.rounds * steps, step_weight(preset)
+        clips = self.rounds + (self.functions is not None)
+        return self.warmup * min(WARM_UP_STEPS, steps) + clips * steps, step_weight(preset)
 
 
 def step_weight(preset: Preset) -> int:
@@ -229,11 +235,6 @@ class _OverallProgress:
     def _advance(self, name: str, steps: int) -> None:
         self._left[name] -= steps
         self._progress.advance(ALL, steps * self._weights[name])
-
-
-def _raise_refusal(event: str, args: Sequence[Any]) -> None:
-    if event == "refused":
-        raise WanstoreError(*args)
 
 
 def _in_short(row: BenchmarkRow) -> str:

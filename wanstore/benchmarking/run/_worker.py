@@ -1,27 +1,23 @@
 """Measures one preset in its own process: `python -m wanstore.benchmarking.run._worker`.
 
-Its job is one line of JSON on stdin, and it ends when stdin is closed. Each line that it writes to stdout is a JSON
-list: an event and its arguments. `["row", ...]` or `["environment", ...]` is the last.
+Its last event is `row`, or `environment`, or that the job is `refused`: then no preset would fare better.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from wanstore._formats._json import from_json, to_json
+from wanstore._formats._json import to_json
+from wanstore._workers import Send, SentProgress, work
 from wanstore.benchmarking.report import Environment
 from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.choices import MemoryMode
-from wanstore.errors import DeviceError, NotSupportedError, WanstoreError
+from wanstore.errors import DeviceError, NotSupportedError
+from wanstore.interfaces import Progress
 from wanstore.presets import Preset
 
 
@@ -29,7 +25,8 @@ from wanstore.presets import Preset
 class Job:
     """What to measure, and how. Without a preset the machine is described, and nothing more.
 
-    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`. `trained`, `pictures`,
+    `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`. `functions` are folders of
+    compiled functions, None if blocks are to run eagerly. `trained`, `pictures`,
     `keep_clips` and `reference` are as for `PipelineBenchmarker`; `began` is when the process was started, by
     `time.time`.
     """
@@ -44,6 +41,7 @@ class Job:
     dtype: dict[str, str] = attrs.field(factory=dict)
     memory: MemoryMode = "auto"
     attention: str | None = None
+    functions: tuple[str, ...] | None = None
     trained: bool = True
     pictures: str | None = None
     keep_clips: str | None = None
@@ -51,40 +49,19 @@ class Job:
     began: float = 0.0
 
 
-class PipeProgress:
-    """A `Progress` that sends its updates to another process, as lines of JSON."""
-
-    def __init__(self, send: Callable[..., None]) -> None:
-        self._send = send
-
-    def start(self, task: str, total: int, unit: str = "bytes") -> None:
-        self._send("start", task, total, unit)
-
-    def advance(self, task: str, amount: int) -> None:
-        self._send("advance", task, amount)
-
-    def finish(self, task: str) -> None:
-        self._send("finish", task)
-
-    def message(self, text: str) -> None:
-        self._send("message", text)
-
-
 def main() -> None:
     """Do the job on stdin."""
-    job = from_json(json.loads(sys.stdin.readline()), Job)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    send = _channel()
-    try:
-        if job.preset is None:
-            send("environment", to_json(_describe(job)))
-        else:
-            send("row", to_json(measure(job, job.preset, PipeProgress(send))))
-    except WanstoreError as error:  # no preset would fare better
-        send("refused", error.what, error.next_step)
+    work(Job, _do)
 
 
-def measure(job: Job, preset: Preset, progress: PipeProgress) -> BenchmarkRow:
+def _do(job: Job, send: Send) -> None:
+    if job.preset is None:
+        send("environment", to_json(_describe(job)))
+    else:
+        send("row", to_json(measure(job, job.preset, SentProgress(send))))
+
+
+def measure(job: Job, preset: Preset, progress: Progress) -> BenchmarkRow:
     """Load the pipeline, choose the attention backend, measure."""
     from wanstore.benchmarking.measure._pipeline_benchmarker import PipelineBenchmarker, row_of
     from wanstore.loading._load import load_folder as load
@@ -95,7 +72,8 @@ def measure(job: Job, preset: Preset, progress: PipeProgress) -> BenchmarkRow:
     try:
         pipe = load(
             Path(job.folder), device=job.device, dtype=job.dtype, attention="native" if auto else job.attention,
-            memory=job.memory, progress=progress,
+            memory=job.memory, compile="off" if job.functions is None else "cached",
+            functions=map(Path, job.functions or ()), progress=progress,
         )  # fmt: skip
         loaded = time.time()
         compared = _use_fastest(pipe, preset) if auto else {}
@@ -120,14 +98,15 @@ def _path(text: str | None) -> Path | None:
 
 
 def _use_fastest(pipe: Any, preset: Preset) -> dict[str, float]:
-    from wanstore.benchmarking.measure._attention_comparison import compare_backends
     from wanstore.building._attention import NATIVE
-    from wanstore.loading._activate import apply_attention
+    from wanstore.building._attention_comparison import compare_backends
+    from wanstore.loading._activate import apply_attention, apply_functions
 
-    seconds = compare_backends(pipe, preset)
+    seconds = compare_backends(pipe.transformer, pipe.device, preset)
     # Comparing leaves the last one set that was tried.
-    applied = apply_attention(pipe, next(iter(seconds), NATIVE))
-    pipe.load_report = attrs.evolve(pipe.load_report, attention=applied)
+    attention = apply_attention(pipe, next(iter(seconds), NATIVE))
+    compiled = pipe.load_report.compiled and apply_functions(pipe, attention.used)  # each is for one backend
+    pipe.load_report = attrs.evolve(pipe.load_report, attention=attention, compiled=compiled)
     return seconds
 
 
@@ -150,24 +129,6 @@ def _describe(job: Job) -> Environment:
     if job.memory_gib and device.type != "cuda":
         raise NotSupportedError("Only a GPU's memory can be capped", "Leave out --memory-gib, or name a GPU")
     return attrs.evolve(describe(device), memory_cap_gib=job.memory_gib)
-
-
-def _channel() -> Callable[..., None]:
-    """A function that sends events to the parent, a line each. Anything else that is printed goes to stderr."""
-    lines = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def send(*event: Any) -> None:
-        lines.write(json.dumps(event) + "\n")
-
-    return send
-
-
-def _die_with_parent() -> None:
-    """End when stdin does: the parent is gone, and nobody needs the result."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
 
 
 if __name__ == "__main__":

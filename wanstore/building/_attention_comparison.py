@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+from wanstore.lean_imports import allow_gpu, quiet_libraries
 from wanstore.presets import Preset
 
 CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "xformers", "flash")
@@ -11,26 +15,23 @@ CANDIDATES = ("native", "_native_cudnn", "_native_flash", "_native_efficient", "
 _ROUNDS = 3
 
 
-def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
+def compare_backends(transformer: Any, device: torch.device, preset: Preset) -> dict[str, float]:
     """Seconds of one self-attention by backend, fastest first; empty on a CPU, which has but one.
 
-    It is of the transformer's dtype. What does not work on this machine is left out.
+    It is of the transformer's dtype, which needs no weights for it. What does not work on this machine is left out. The
+    transformer has one of those that were tried set afterwards.
     """
-    if pipe.device.type != "cuda":
+    if device.type != "cuda":
         return {}
-    import torch
-
-    from wanstore.lean_imports import allow_gpu, quiet_libraries
-
     allow_gpu()
-    config = pipe.transformer.config
+    config = transformer.config
     shape = (1, preset.clip.tokens, config.num_attention_heads, config.attention_head_dim)
-    query = torch.randn(shape, dtype=pipe.transformer.dtype, device=pipe.device)
+    query = torch.randn(shape, dtype=transformer.dtype, device=device)
     found = {}
     with quiet_libraries(), torch.inference_mode():
         for backend in CANDIDATES:
             try:
-                found[backend] = _seconds(pipe, backend, query)
+                found[backend] = _seconds(transformer, backend, query)
             except Exception:  # noqa: BLE001, S112  backends fail in many ways: absent, built for another GPU
                 continue
     del query
@@ -38,11 +39,8 @@ def compare_backends(pipe: Any, preset: Preset) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def _seconds(pipe: Any, backend: str, query: Any) -> float:
-    import torch
-    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-
-    pipe.transformer.set_attention_backend(backend)  # it is this that checks what the backend needs
+def _seconds(transformer: Any, backend: str, query: torch.Tensor) -> float:
+    transformer.set_attention_backend(backend)  # it is this that checks what the backend needs
     name = AttentionBackendName(backend)
     dispatch_attention_fn(query, query, query, backend=name)
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,0 +1,131 @@
+"""Functions are made in a process of their own, tried in another, and sealed beside the pipeline, or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+import wanstore
+from tests.conftest import SMALL
+from wanstore.building._artifacts import file_name
+from wanstore.building._block_functions import BlockFunctions
+from wanstore.compiling import _make, _worker
+from wanstore.compiling._worker import Job
+from wanstore.errors import NotSupportedError
+from wanstore.interfaces import Quiet
+from wanstore.manifest import read_manifest
+from wanstore.presets import Preset
+
+PRESET = Preset("small", **SMALL)
+WIDE = attrs.evolve(PRESET, name="wide", width=64)
+
+
+def compile_for(store: Path, *presets: Preset, **how: Any) -> Any:
+    return wanstore.compile_blocks("w", store=store, presets=presets, device="cpu", **how)
+
+
+def functions_folder(store: Path) -> Path:
+    (folder,) = store.glob("w.compiled-*")
+    return folder
+
+
+def test_they_lie_sealed_beside_the_pipeline(compiled_store: Path) -> None:
+    """The manifest says for what, and the store finds them whole."""
+    manifest = read_manifest(functions_folder(compiled_store))
+    assert manifest
+    assert [entry.path for entry in manifest.files] == ["1x8.function"]
+    assert (manifest.source.kind, manifest.source.location) == ("pipeline", "w")
+    assert {"device", "architecture", "python", "torch", "diffusers", "dtype", "attention", "transformer"} <= set(
+        manifest.conversion.options
+    )
+    assert wanstore.open_store(compiled_store).verify(manifest.name).ok
+
+
+def test_what_is_there_is_not_made_again_and_another_size_is_added(compiled_copy: Path) -> None:
+    """Nor is it lost."""
+    before = (functions_folder(compiled_copy) / "1x8.function").read_bytes()
+    report = compile_for(compiled_copy, PRESET, WIDE)
+    assert [(one.preset, one.status) for one in report.presets] == [("small", "kept"), ("wide", "made")]
+    assert report.presets[1].seconds > 0 and 0 < report.presets[1].difference < _worker.LARGEST_DIFFERENCE
+    folder = functions_folder(compiled_copy)
+    assert folder.name == report.folder and (folder / "1x8.function").read_bytes() == before
+    assert wanstore.open_store(compiled_copy).verify(folder.name).ok
+    pipe = wanstore.load("w", store=compiled_copy, device="cpu", compile="cached")
+    assert pipe.load_report.compiled and pipe.load_report.compiled.shapes == ("1x8", "1x16")
+
+
+def test_what_is_damaged_counts_as_not_there(compiled_copy: Path) -> None:
+    """So that it is made again."""
+    folder = functions_folder(compiled_copy)
+    manifest = read_manifest(folder)
+    assert manifest and list(_make._kept([folder], manifest.conversion.options)) == [(1, 8)]
+    path = folder / "1x8.function"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert _make._kept([folder], manifest.conversion.options) == {}
+
+
+def test_a_process_that_dies_takes_its_preset_along_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a function that crashes when it is loaded would, in production."""
+    monkeypatch.setattr(_make, "_WORKER", "tests.compiling.crashing_worker")
+    presets = [attrs.evolve(PRESET, name=name, width=16 * (at + 2)) for at, name in enumerate(
+        ("first", "deadly", "deadly to try", "last")
+    )]  # fmt: skip
+    run = _make._Run(Job("describe", "", (), ""), Quiet())
+    run.do("make", presets)
+    run.do("try", [preset for preset in presets if preset.name not in run.failed])
+    assert run.failed == {"deadly": "killed by SIGSEGV", "deadly to try": "killed by SIGKILL"}
+    assert set(run.tried) == {"first", "last"}
+
+
+class Function:
+    """In place of a compiled one: whatever it is told."""
+
+    def __init__(self, result: Any = torch.clone, *, fits: bool = True) -> None:
+        self._result = result
+        self._fits = fits
+
+    def guard_check(self, *_: Any) -> bool:
+        return self._fits
+
+    def fn(self, _block: Any, given: torch.Tensor, *_: Any) -> torch.Tensor:
+        result: torch.Tensor = self._result(given)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (Function(torch.zeros_like), "changes a latent by"),
+        (Function(lambda given: given * torch.nan), "changes a latent by nan|Two runs of it differ"),
+        (Function(torch.randn_like), "Two runs of it differ"),
+        (Function(fits=False), "do not pass its guards"),
+    ],
+)
+def test_a_function_that_is_not_to_be_trusted_is_refused(
+    tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch, function: Function, reason: str
+) -> None:
+    """Where it changes clips, differs from run to run, or would never be used."""
+    monkeypatch.setattr(_worker, "load_function", lambda *_: function)
+    pipe = wanstore.load(tiny_sealed, device="cpu")
+    functions = BlockFunctions({})
+    functions.attach(pipe.transformer)
+    with pytest.raises(NotSupportedError, match=reason):
+        _worker._difference(pipe, PRESET, functions, b"")
+
+
+def test_a_pipeline_under_another_name_has_none(compiled_copy: Path) -> None:
+    """Not even one whose name goes on as the other's does."""
+    shutil.copytree(compiled_copy / "w", compiled_copy / "w.compiled")
+    pipe = wanstore.load("w.compiled", store=compiled_copy, device="cpu", compile="cached")
+    assert pipe.load_report.compiled and pipe.load_report.compiled.reason == "none are stored"
+
+
+def test_files_are_named_by_what_the_transformer_sees() -> None:
+    """Upright clips are the same to it."""
+    upright = attrs.evolve(WIDE, width=32, height=64)
+    assert file_name(WIDE.clip.shape) == file_name(upright.clip.shape) == "1x16.function"

@@ -1,0 +1,62 @@
+"""`wanstore compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wanstore.cli._options import (
+    changed,
+    device_option,
+    dtype_option,
+    json_option,
+    memory_option,
+    named_presets,
+    presets_option,
+    size_options,
+    store_option,
+)
+from wanstore.errors import WanstoreError, without_secrets
+
+
+@click.command("compile")
+@click.argument("name")
+@store_option
+@presets_option
+@size_options
+@device_option
+@dtype_option
+@memory_option
+@click.option("--attention", metavar="BACKEND",
+              help="The attention backend that clips will use.  [default: the pipeline's, or native]")  # fmt: skip
+@click.option("--replace", is_flag=True, help="Make again what is there.")
+@json_option
+def compile_command(name: str, store_url: str, wanted: str | None, presets_file: Path | None, size: str | None,
+                    frames: int | None, as_json: bool, **how: Any) -> None:  # fmt: skip
+    """Compile a pipeline's transformer blocks for this GPU, and keep them in its store.
+
+    Clips of the same sizes are made quicker then, by `load(compile="cached")`, `generate --compile cached` and the
+    endpoint, on a GPU of the same name with the same versions. Takes about a minute and a half for the first preset.
+    Needs a C compiler.
+
+    \b
+    Example:
+      wanstore compile wan2.1-fp16 --store ./models --presets 480p/3s,480p/5s
+    """
+    from wanstore.api import compile_blocks
+    from wanstore.cli._terminal import TerminalProgress
+
+    presets = [changed(preset, size=size, frames=frames) for preset in named_presets(wanted, presets_file, "")]
+    with TerminalProgress(quiet=as_json) as progress:
+        report = compile_blocks(name, store=store_url, presets=presets, progress=progress, **how)
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        for preset in report.presets:
+            click.echo(str(preset))
+        if report.folder:
+            click.echo(f"{report.folder}: sealed in {without_secrets(store_url)}")
+    if all(preset.status == "failed" for preset in report.presets):
+        raise WanstoreError("Nothing could be compiled", "Clips are made without, as before")
