@@ -4,6 +4,7 @@
     modal run examples/benchmark_modal.py --fetch         # bring the page home, as far as it has got
     modal run examples/benchmark_modal.py --quick         # minutes, not hours: 4 steps, the rest extrapolated
     modal run examples/benchmark_modal.py --resume        # measure what is missing, after whatever went wrong
+    modal run examples/benchmark_modal.py --eager         # without compiled blocks
     modal run examples/benchmark_modal.py --gpu H100 --presets 480p/3s,480p/5s
     modal run examples/benchmark_modal.py --cold-start    # how fast a deployed class is ready, by snapshot
 
@@ -11,11 +12,12 @@ Run it from the root of a checkout, after examples/setup_modal.py; this machine 
 comes first: minutes, dollars and time limit of each preset, worked out from its arithmetic. What cannot be done in
 time is refused then, before a GPU starts.
 
-A container without a GPU conducts the rest. It starts a container for each preset, side by side, so that none inherits
-another's memory or warm caches. Each saves its row on the Volume as soon as it has it. A preset that fails, times out
-or whose container dies is a row too, and the page is written anew after each row: everything lies below
-`/benchmarks/GPU/` on the Volume, page, JSON, charts, contact sheets and clips. Without --detach the run ends with this
-program, but what was measured stays: --resume goes on from there.
+A container without a GPU conducts the rest. First one with a GPU compiles the transformer's blocks for the presets, and
+keeps them on the Volume, where the endpoint finds them. What cannot be compiled runs eagerly. Then a container for each
+preset starts, side by side, so that none inherits another's memory or warm caches. Each saves its row on the Volume as
+soon as it has it. A preset that fails, times out or whose container dies is a row too, and the page is written anew
+after each row: everything lies below `/benchmarks/GPU/` on the Volume, page, JSON, charts, contact sheets and clips.
+Without --detach the run ends with this program, but what was measured stays: --resume goes on from there.
 
 An L4's page is docs/benchmarks.md, whose JSON examples/endpoint_modal.py reads its safe preset and time limits from.
 Another GPU's page has its name, as docs/benchmarks-h100.md, and that of a try-out on a CPU is build/benchmarks-cpu.md.
@@ -46,6 +48,8 @@ GPU = "L4"
 CONTAINER = {"cores": 2, "memory_gib": 16}
 ATTENTION = "auto"
 """Compares the backends that work and takes the fastest. Seconds, beside minutes for a clip."""
+COMPILE_SECONDS = 3600
+"""When compiling is given up. An H200 took a minute and a half for two presets."""
 
 
 def container_seconds(one: planning.Plan) -> int:
@@ -142,8 +146,31 @@ class TimeLeft:
     env={"WANSTORE_DEVICE": DEVICE},
     single_use_containers=True,
 )
-def measure(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any]) -> None:
-    """Measure one preset and save its row, whatever came of it, with its pictures."""
+def compile_blocks(volume: str, name: str, presets: list[Any]) -> str:
+    """Compile blocks for the presets and keep them on the Volume; the attention backend that they were made for."""
+    import wanstore
+
+    report = wanstore.compile_blocks(
+        f"modal://{volume}/{name}", presets=presets, device=DEVICE, attention=ATTENTION, progress=TimeLeft("compiling")
+    )
+    print("\n".join(map(str, report.presets)), flush=True)
+    return report.made_for["attention"]
+
+
+@app.function(
+    gpu=GPU if DEVICE == "cuda" else None,
+    cpu=CONTAINER["cores"],
+    memory=CONTAINER["memory_gib"] * 1024,
+    env={"WANSTORE_DEVICE": DEVICE},
+    single_use_containers=True,
+)
+def measure(
+    volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any], compiled_for: str | None
+) -> None:
+    """Measure one preset and save its row, whatever came of it, with its pictures.
+
+    `compiled_for` is the attention backend that there are compiled blocks for; None to run eagerly.
+    """
     from wanstore.api import bench
 
     began = time.monotonic()
@@ -156,7 +183,8 @@ def measure(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[s
             rounds=one.rounds,
             steps=one.steps,
             device=DEVICE,
-            attention=ATTENTION,
+            attention=compiled_for or ATTENTION,
+            compile="cached" if compiled_for else "off",
             timeout_seconds=one.timeout_seconds,
             report=page,
             progress=TimeLeft(one.preset.name),
@@ -168,7 +196,7 @@ def measure(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[s
 
 @app.function(timeout=planning.DAY_SECONDS, env={"WANSTORE_DEVICE": DEVICE}, single_use_containers=True)
 def conduct(
-    run: str, command: str, volume: str, name: str, gpu: str, plans: list[planning.Plan], resume: bool
+    run: str, command: str, volume: str, name: str, gpu: str, plans: list[planning.Plan], resume: bool, eager: bool
 ) -> dict[str, str]:
     """Start what is missing, wait for it, and write the page after each row. The summary, or what is in the way.
 
@@ -186,20 +214,22 @@ def conduct(
     if not resume and before.get("run") != run:
         results.clear()
         before = {}
-    recipes = {one.preset.name: recipe_of(one, weights) for one in plans}
+    recipes = {one.preset.name: recipe_of(one, weights, eager) for one in plans}
     drop_other_recipes(results, recipes)
     began = time.monotonic()
     calls: dict[str, Any] = {}
     ids: dict[str, Any] = {}
-    for one in plans:
+    measured = [one.preset.name for one in plans if has_final_row(results, one.preset.name)]
+    for preset in measured:
+        print(f"{preset} was measured before by this recipe: not measured again", flush=True)
+    missing = [one for one in plans if one.preset.name not in measured]
+    compiled_for = compile_for(volume, name, gpu, missing) if missing and not eager else None
+    for one in missing:
         preset = one.preset.name
-        if has_final_row(results, preset):
-            print(f"{preset} was measured before by this recipe: not measured again", flush=True)
-            continue
         earlier = before.get("calls", {}).get(preset, {})
         calls[preset] = (
             running_call(earlier.get("id")) if earlier.get("recipe") == recipes[preset] else None
-        ) or start(volume, name, gpu, one, recipes[preset])
+        ) or start(volume, name, gpu, one, recipes[preset], compiled_for)
         ids[preset] = {"id": calls[preset].object_id, "recipe": recipes[preset]}
         # At once: whoever takes this over must not start another GPU for it.
         results.write({"run.json": json.dumps({"run": run, "command": command, "calls": ids}).encode()})
@@ -218,14 +248,26 @@ def conduct(
         print(f"{len(plans) - len(calls)} of {len(plans)} presets have a row", flush=True)
 
 
-def recipe_of(one: planning.Plan, weights: str) -> dict[str, Any]:
+def compile_for(volume: str, name: str, gpu: str, plans: list[planning.Plan]) -> str | None:
+    """The attention backend that the blocks of these presets are compiled for; None where they could not be."""
+    options = {"volumes": {f"/{volume}": modal.Volume.from_name(volume)}, "timeout": COMPILE_SECONDS}
+    if gpu:
+        options["gpu"] = gpu
+    try:
+        return str(compile_blocks.with_options(**options).remote(volume, name, [one.preset for one in plans]))
+    except Exception as error:  # noqa: BLE001 - whatever it was, clips can be made without
+        print(f"blocks are not compiled: {error or type(error).__name__}", flush=True)
+        return None
+
+
+def recipe_of(one: planning.Plan, weights: str, eager: bool) -> dict[str, Any]:
     """What a row's figures depend on: rows of the same recipe may stand for one another."""
     import attrs
 
     import wanstore
 
     preset = {**attrs.asdict(one.preset), "notes": ""}
-    how = {"rounds": one.rounds, "steps": one.steps, "attention": ATTENTION, "weights": weights}
+    how = {"rounds": one.rounds, "steps": one.steps, "attention": ATTENTION, "eager": eager, "weights": weights}
     return {"preset": preset, **how, "wanstore": wanstore.__version__}
 
 
@@ -259,7 +301,9 @@ def running_call(call_id: str | None) -> Any:
     return None
 
 
-def start(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any]) -> Any:
+def start(
+    volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any], compiled_for: str | None
+) -> Any:
     """A container for one preset, which Modal stops if it does not stop itself."""
     options: dict[str, Any] = {
         "volumes": {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)},
@@ -267,7 +311,7 @@ def start(volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str
     }
     if gpu:
         options["gpu"] = gpu
-    return measure.with_options(**options).spawn(volume, name, gpu, one, recipe)
+    return measure.with_options(**options).spawn(volume, name, gpu, one, recipe, compiled_for)
 
 
 def wait_for_one(calls: dict[str, Any]) -> dict[str, dict[str, str] | None]:
@@ -363,6 +407,7 @@ def main(
     timeout: int = 0,
     gpu: str = GPU,
     quick: bool = False,
+    eager: bool = False,
     resume: bool = False,
     fetch: bool = False,
     cold_start: bool = False,
@@ -396,6 +441,7 @@ def main(
             rounds=rounds or (1 if quick else None),
             steps=steps or (planning.QUICK_STEPS if quick else None),
             timeout_seconds=timeout or None,
+            compiled=not eager,
         )
     except WanstoreError as error:
         sys.exit(str(error))
@@ -404,7 +450,7 @@ def main(
 
     mounted = {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)}
     ended = conduct.with_options(volumes=mounted).remote(
-        uuid.uuid4().hex, shlex.join(["modal", *sys.argv[1:]]), volume, name, gpu, list(plans), resume
+        uuid.uuid4().hex, shlex.join(["modal", *sys.argv[1:]]), volume, name, gpu, list(plans), resume, eager
     )
     if "error" in ended:
         sys.exit(ended["error"])

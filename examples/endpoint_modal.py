@@ -42,6 +42,10 @@ snapshot is a class of its own, and one of them is called:
 A call whose container dies is made again by the next of them, which is called from then on. To choose, at any time and
 without deploying again: `modal run examples/endpoint_modal.py --snapshot gpu`.
 
+**Compiled blocks.** What examples/benchmark_modal.py has compiled for this GPU and these versions lies beside the
+pipeline, and makes clips of the presets quicker. It is code: whoever can write to the Volume can run code here. Without
+it clips are made as they are.
+
 **A new pipeline under the same name** (`setup_modal.py --replace`) is noticed before the next clip, by every container
 and in every form: it loads what is there now, which takes a cold start's time once.
 """
@@ -180,8 +184,15 @@ class Generator:
 
         digest = self.stored()
         device, weights = ("cpu", "deferred") if deferred else (DEVICE, "resident")
-        self.pipe = wanstore.load(ADDRESS, device=device, weights=weights, attention=SETTINGS["attention"] or None)
+        self.pipe = wanstore.load(
+            ADDRESS,
+            device=device,
+            weights=weights,
+            attention=SETTINGS["attention"] or None,
+            compile="cached",  # what benchmark_modal.py has left on the Volume, if it fits
+        )
         self.digest = digest
+        print(self.pipe.load_report, flush=True)
 
     def stored(self) -> str:
         """The digest of the pipeline that is on the Volume now."""
@@ -217,7 +228,8 @@ class Generator:
                 self.load_anew()
         except ChangedError:
             self.load_anew()
-        print(self.pipe.activation_report or self.pipe.load_report, flush=True)
+        if self.pipe.activation_report:
+            print(self.pipe.activation_report, flush=True)
 
     @modal.method()
     @built_in_errors
@@ -300,7 +312,6 @@ class NoSnapshot(Generator):
     @modal.enter()
     def prepare(self) -> None:
         self.load()
-        print(self.pipe.load_report, flush=True)
 
 
 # --- on a CPU: what is accepted, and by which preset

@@ -37,6 +37,7 @@ NAME = "wan2.1-fp16"
 
 image = (
     modal.Image.debian_slim(python_version="3.12")
+    .apt_install("gcc", "libc6-dev")  # what triton needs to run compiled blocks
     .uv_pip_install("torch==2.10.0", "xformers==0.0.35")
     .uv_pip_install(
         "accelerate==1.15.0",

@@ -113,6 +113,23 @@ def test_a_caller_with_only_modal_is_refused_queued_degraded_and_answered(accoun
     assert {one.name for one in account.control.containers.started[before:]} == {"make", "submit", "CpuSnapshot.*"}
 
 
+def test_blocks_that_were_compiled_before_are_used(account: Account, volume: Path, compiled_store: Path) -> None:
+    """In each form with a snapshot; the log says so when a container is ready."""
+    (functions,) = compiled_store.glob("w.compiled-*")
+    kept = volume / functions.name.replace("w", "wan2.1-fp16", 1)
+    shutil.copytree(functions, kept)
+    try:
+        for form in ("gpu", "cpu"):
+            with deployed(account, form) as function:
+                assert len(frames_of(function("make").remote(prompt="a fox")["mp4"])) == 5
+            assert "blocks compiled for 1x8 tokens" in logs(account)
+            assert account.control.containers.checkpoints[-1].files_in_use == (), (
+                "no file of the Volume is open or mapped"
+            )
+    finally:
+        shutil.rmtree(kept)
+
+
 def test_a_pipeline_that_is_replaced_is_served_by_a_container_that_runs(
     account: Account, volume: Path, tmp_path: Path
 ) -> None:

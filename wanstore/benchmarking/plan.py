@@ -26,6 +26,8 @@ UNKNOWN_SECONDS = 2 * 3600
 CHEAP_SECONDS = 20 * 60
 """Rounds are added, up to `MOST_ROUNDS`, while all of them fit in this by the slow end."""
 MOST_ROUNDS = 3
+COMPARED_STEPS = 20
+"""Steps, at most, of clips that are made with compiled blocks and without, to compare them."""
 QUICK_STEPS = 4
 """Steps of a quick look, from which the rest is extrapolated."""
 
@@ -51,22 +53,28 @@ def plan(
     rounds: int | None = None,
     steps: int | None = None,
     timeout_seconds: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Plan, ...]:
     """A plan for each preset on a GPU of that name at Modal; what is left out follows from the estimate.
 
+    With `compiled` blocks there are short clips beside those that count, and nothing is assumed to be quicker.
+
     Raises `NotSupportedError` for a preset that cannot be done in `timeout_seconds`, or in a day.
     """
-    return tuple(_plan(preset, gpu, rounds, steps, timeout_seconds) for preset in presets)
+    return tuple(_plan(preset, gpu, rounds, steps, timeout_seconds, compiled) for preset in presets)
 
 
-def _plan(preset: Preset, gpu: str, rounds: int | None, steps: int | None, timeout_seconds: int | None) -> Plan:
+def _plan(
+    preset: Preset, gpu: str, rounds: int | None, steps: int | None, timeout_seconds: int | None, compiled: bool
+) -> Plan:
     counted = min(steps or preset.steps, preset.steps)
     clip = clip_seconds(attrs.evolve(preset, steps=counted), gpu)
     if clip is None:
         return Plan(preset, rounds or 1, counted, timeout_seconds or UNKNOWN_SECONDS)
     quick, slow = clip
     rounds = rounds or max(1, min(MOST_ROUNDS, int(CHEAP_SECONDS / slow)))
-    quick, slow = rounds * quick, rounds * slow + OVERHEAD_SECONDS
+    clips = rounds + (min(COMPARED_STEPS / counted, 1.0) if compiled else 0.0)
+    quick, slow = clips * quick, clips * slow + OVERHEAD_SECONDS
     limit = min(timeout_seconds or DAY_SECONDS, DAY_SECONDS)
     if quick > limit:
         raise NotSupportedError(

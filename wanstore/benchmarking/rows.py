@@ -63,13 +63,15 @@ class CompiledBlocks:
         reason: why blocks ran eagerly after all; then the other figures are empty.
         loading_seconds: what a load took longer for them: torch's compiler imported, functions loaded.
         eager_step_seconds: the median denoising step without them.
-        scores: `psnr` and `ssim` of the clip with them against the same clip without.
+        scores: `psnr` and `ssim` of a clip with them against the same clip without.
+        compared_steps: denoising steps of these two clips.
     """
 
     reason: str = ""
     loading_seconds: float = 0.0
     eager_step_seconds: float | None = None
     scores: Mapping[str, float] = attrs.field(factory=dict)
+    compared_steps: int = 0
 
 
 @attrs.frozen

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WARM_UP_STEPS = 2
 """Denoising steps of a clip that doesn't count: one that sets things up, and one that runs as all later ones do."""
+COMPARED_STEPS = 10
+"""Denoising steps of clips with compiled blocks and without that are compared: a whole one may take hours."""
 _PACKAGES = ("wanstore", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "xformers")
 
 
@@ -118,7 +120,7 @@ class PipelineBenchmarker(Benchmarker):
         return attrs.evolve(row, memory_plan=str(plan), predicted_gib=predicted)
 
     def _beside_eager(self, preset: Preset, frames: Any, progress: Progress) -> CompiledBlocks | None:
-        """Compiled blocks, if they were asked for, against the last clip made again without them."""
+        """Compiled blocks, if they were asked for, against the last clip, or a shorter one, made again without."""
         report = getattr(self.pipe, "load_report", None)
         if not (report and report.compiled):
             return None
@@ -128,10 +130,13 @@ class PipelineBenchmarker(Benchmarker):
             return CompiledBlocks(report.compiled.reason or "there is no function for this size", loading)
         from wanstore.benchmarking.measure._quality import compare_clips
 
+        short = attrs.evolve(preset, steps=min(preset.steps, COMPARED_STEPS))
+        if short.steps < preset.steps:
+            _, frames = measure_clip(self.pipe, short, take=1, progress=progress, warm_up=True)
         with functions.paused():
-            eager, without = measure_clip(self.pipe, preset, take=1, progress=progress, warm_up=True)
+            eager, without = measure_clip(self.pipe, short, take=1, progress=progress, warm_up=True)
         scores, _ = compare_clips(frames, without)
-        return CompiledBlocks("", loading, statistics.median(eager.steps), scores)
+        return CompiledBlocks("", loading, statistics.median(eager.steps), scores, short.steps)
 
     def _examine(self, frames: Any, preset: Preset) -> Quality:
         from wanstore.benchmarking.measure._quality import COMPARED, examine

@@ -13,7 +13,7 @@ import attrs
 from wanstore._formats._json import digest_of, from_json, to_json
 from wanstore._workers import run_worker
 from wanstore.benchmarking._outputs import check_page, check_writable
-from wanstore.benchmarking.measure._pipeline_benchmarker import WARM_UP_STEPS, steps_run
+from wanstore.benchmarking.measure._pipeline_benchmarker import COMPARED_STEPS, WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.measure._reference_clips import hash_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.benchmarking.rows import BenchmarkRow
@@ -188,8 +188,10 @@ class ProcessBenchmarker(Benchmarker):
     def _work(self, preset: Preset) -> tuple[int, int]:
         """Steps to run, and what each weighs against another preset's."""
         steps = steps_run(preset, self.steps)
-        clips = self.rounds + (self.functions is not None)
-        return self.warmup * min(WARM_UP_STEPS, steps) + clips * steps, step_weight(preset)
+        counted = self.warmup * min(WARM_UP_STEPS, steps) + self.rounds * steps
+        if self.functions is not None:
+            counted += 2 * COMPARED_STEPS if steps > COMPARED_STEPS else steps
+        return counted, step_weight(preset)
 
 
 def step_weight(preset: Preset) -> int:
