@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import wanstore
 from tests.conftest import SMALL
@@ -23,6 +24,13 @@ from wanstore.memory import MemoryPlan
 
 TOLERANCE = 0.02
 """Of a latent's own size: what functions may change before they are refused where they are made."""
+
+INPUTS = {
+    "hidden_states": torch.randn(1, 16, 2, 4, 4, dtype=torch.float16),
+    "timestep": torch.tensor([500]),
+    "encoder_hidden_states": torch.randn(1, 512, 64, dtype=torch.float16),
+}
+"""What the transformer is given for such a clip."""
 
 
 def load(store: Path, **how: Any) -> Any:
@@ -242,7 +250,21 @@ def change_a_setting(transformer: Any) -> None:
         block.norm2.eps = 1e-2
 
 
-@pytest.mark.parametrize("change", [add_adapters, hook_blocks, hook_inside, replace_forward, change_a_setting])
+class Processor(WanAttnProcessor):  # type: ignore[misc]
+    """As a user's own."""
+
+    def __call__(self, attn: Any, hidden_states: Any, *given: Any, **named: Any) -> Any:
+        return super().__call__(attn, hidden_states, *given, **named) * 1.5
+
+
+def change_the_processor(transformer: Any) -> None:
+    for block in transformer.blocks:
+        block.attn1.set_processor(Processor())
+
+
+@pytest.mark.parametrize(
+    "change", [add_adapters, hook_blocks, hook_inside, replace_forward, change_a_setting, change_the_processor]
+)
 def test_blocks_that_were_changed_run_as_they_are(compiled_store: Path, change: Callable[[Any], None]) -> None:
     """Adapters, hooks, another forward or setting: the clip is the one that an eager pipeline makes with them."""
     pipe, plain = load(compiled_store, compile="cached"), load(compiled_store)
@@ -253,6 +275,32 @@ def test_blocks_that_were_changed_run_as_they_are(compiled_store: Path, change: 
     made = latent(pipe)
     assert pipe._functions.runs == runs
     assert torch.equal(made, latent(plain)) and not torch.equal(made, before)
+
+
+def test_under_autocast_or_deterministic_algorithms_blocks_run_as_they_are(compiled_store: Path) -> None:
+    """Functions were made for neither."""
+    pipe = load(compiled_store, compile="cached")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        pipe.transformer(**INPUTS)
+    torch.use_deterministic_algorithms(True)
+    try:
+        latent(pipe)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert pipe._functions.runs == 0
+
+
+def test_functions_do_not_depend_on_the_number_of_cores(compiled_store: Path) -> None:
+    """They were made with one thread, and a container may have any number."""
+    code = """
+import sys, torch, wanstore
+pipe = wanstore.load("w", store=sys.argv[1], device="cpu", compile="cached")
+assert torch.get_num_threads() == 2
+pipe("a cat", height=32, width=32, num_frames=5, num_inference_steps=1, output_type="latent")
+assert pipe._functions.runs == 4
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code, str(compiled_store)], env=environment, check=True)
 
 
 def test_another_attention_backend_is_used(compiled_store: Path) -> None:
@@ -288,12 +336,7 @@ def test_a_copy_of_the_transformer_has_no_functions(compiled_store: Path) -> Non
 def test_gradients_flow_as_before(compiled_store: Path) -> None:
     """Functions are for inference alone."""
     pipe = load(compiled_store, compile="cached")
-    inputs = {
-        "hidden_states": torch.randn(1, 16, 2, 4, 4, dtype=torch.float16),
-        "timestep": torch.tensor([500]),
-        "encoder_hidden_states": torch.randn(1, 512, 64, dtype=torch.float16),
-    }
-    pipe.transformer(**inputs, return_dict=False)[0].float().sum().backward()
+    pipe.transformer(**INPUTS, return_dict=False)[0].float().sum().backward()
     assert pipe._functions.runs == 0 and pipe.transformer.blocks[0].attn1.to_q.weight.grad is not None
 
 

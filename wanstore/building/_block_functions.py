@@ -14,7 +14,7 @@ import logging
 import platform
 import subprocess
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -60,10 +60,21 @@ def compile_block(block: Any, inputs: tuple[Any, ...]) -> bytes:
     """The function of `block` and all that are like it, for such `inputs`. Raises whatever torch's compiler raises."""
     import_compiler()
     with torch.no_grad(), _no_device_asked(inputs[0].device):
-        compiled: Any = torch.compile(type(block).forward, fullgraph=True)
+        compiled: Any = torch.compile(type(block).forward, fullgraph=True, options={"guard_filter_fn": _kept_guards})
         function = compiled.aot_compile(((block, *_contiguous(inputs)), {}))
         data: bytes = type(function).serialize(function).serialized_data
     return data
+
+
+def _kept_guards(guards: Iterable[Any]) -> list[bool]:
+    """All that can be kept of torch's guards, but that of the process's state.
+
+    It would bind functions to the number of threads: to the cores of the machine that made them. What else is in it is
+    asked for at each call, or bears on nothing in a block.
+    """
+    unsupported = import_module("torch._dynamo.guards").CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES
+    dropped = {*unsupported, "GLOBAL_STATE"}
+    return [not (guard.is_global or guard.guard_type in dropped) for guard in guards]
 
 
 def load_function(data: bytes, device: torch.device) -> Any:
@@ -117,8 +128,7 @@ class BlockFunctions:
 
     def _run(self, reference: Any, *inputs: Any, **named: Any) -> Any:
         block = reference()
-        as_it_was = self._paused or torch.compiler.is_compiling() or torch.is_grad_enabled()
-        if as_it_was or named or _is_hooked(block):
+        if self._paused or named or _is_special(inputs[0].device) or _is_hooked(block):
             return block._call_impl(*inputs, **named)
         shape = tuple(inputs[0].shape[:2])
         if shape not in self._functions and self._compiles:
@@ -159,6 +169,16 @@ def _contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(
         _contiguous(one) if isinstance(one, tuple) else one.contiguous() if isinstance(one, torch.Tensor) else one
         for one in inputs
+    )
+
+
+def _is_special(device: torch.device) -> bool:
+    """Whether the process is in a state that functions were not made for."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled(device.type)
+        or torch.are_deterministic_algorithms_enabled()
     )
 
 
