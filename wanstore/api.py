@@ -260,9 +260,9 @@ def compile_blocks(
 ) -> CompileReport:
     """Compile a stored pipeline's transformer blocks for clips of these sizes, and keep the functions in its store.
 
-    Loads with `compile="cached"` use them, on a GPU of the same name with the same versions. Each function is made in a
-    process of its own, and tried in another: one that crashes, or changes a latent by more than a fiftieth of its size,
-    is not stored. What the store has already is not made again.
+    Loads with `compile="cached"` use them, on a GPU of the same name with the same versions. Functions are made in one
+    process and tried in another: one that crashes, or changes a latent by more than a fiftieth of its size, is not
+    stored. What the store has already is not made again.
 
     Example:
         ```python

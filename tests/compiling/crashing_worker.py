@@ -27,7 +27,7 @@ def _do(job: Job, send: Send) -> None:
             os.kill(os.getpid(), signal.SIGSEGV)
         if job.task == "try" and preset.name == "deadly to try":
             os.kill(os.getpid(), signal.SIGKILL)
-        send({"make": "made", "try": "tried"}[job.task], file_name(preset.clip.shape), 0.5)
+        send({"make": "made", "try": "tried"}[job.task], file_name(preset.clip.shape), preset.name, 0.5)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ import torch
 
 import wanstore
 from tests.conftest import SMALL
-from wanstore.building._artifacts import file_name
+from wanstore._files import hash_file
+from wanstore.building._artifacts import file_name, shape_of
 from wanstore.building._block_functions import BlockFunctions
 from wanstore.compiling import _make, _worker
 from wanstore.compiling._worker import Job
 from wanstore.errors import NotSupportedError
 from wanstore.interfaces import Quiet
-from wanstore.manifest import read_manifest
+from wanstore.manifest import MANIFEST_NAME, FileEntry, dump_manifest, read_manifest
 from wanstore.presets import Preset
 
 PRESET = Preset("small", **SMALL)
@@ -59,14 +60,40 @@ def test_what_is_there_is_not_made_again_and_another_size_is_added(compiled_copy
     assert pipe.load_report.compiled and pipe.load_report.compiled.shapes == ("1x8", "1x16")
 
 
-def test_what_is_damaged_counts_as_not_there(compiled_copy: Path) -> None:
-    """So that it is made again."""
+def test_what_is_damaged_is_made_again_and_the_rest_is_kept(
+    compiled_copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So does a run for other sizes, and one that makes some again. No worker runs here."""
     folder = functions_folder(compiled_copy)
+    (folder / "1x24.function").write_bytes(b"another")
     manifest = read_manifest(folder)
-    assert manifest and list(_make._kept([folder], manifest.conversion.options)) == [(1, 8)]
-    path = folder / "1x8.function"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert _make._kept([folder], manifest.conversion.options) == {}
+    assert manifest
+    entries = (*manifest.files, FileEntry("1x24.function", 7, hash_file(folder / "1x24.function")))
+    (folder / MANIFEST_NAME).write_bytes(dump_manifest(attrs.evolve(manifest, files=entries)))
+    (folder / "1x8.function").write_bytes(b"damaged")
+    store, run = wanstore.open_store(compiled_copy), _make._Run(Job("describe", "", (), ""), Quiet())
+    run.made_for = manifest.conversion.options
+    assert [
+        one.name for one in _make._missing(store, "w", run, [PRESET, attrs.evolve(PRESET, name="24", width=96)])
+    ] == ["small"]
+    assert _make._kept(store, "w", run.made_for) == {(1, 24): b"another"}
+    assert "1x8.function was altered" in caplog.text
+
+
+def test_arguments_that_cannot_be_are_refused_at_once(compiled_store: Path) -> None:
+    """Before a process is started."""
+    for wrong, told in (
+        ({"presets": []}, "Name some"), ({"memory": "little"}, "Choose auto"),
+        ({"dtype": {"vae": "int8"}}, "Choose float16"),
+    ):  # fmt: skip
+        with pytest.raises(NotSupportedError, match=told):
+            wanstore.compile_blocks("w", **{"store": compiled_store, "presets": [PRESET], "device": "cpu", **wrong})  # type: ignore[arg-type]
+
+
+def test_an_attention_backend_that_there_is_not_is_refused(compiled_store: Path) -> None:
+    """With those that there are."""
+    with pytest.raises(wanstore.WanstoreError, match="no attention backend 'nonsense'"):
+        compile_for(compiled_store, PRESET, attention="nonsense")
 
 
 def test_a_process_that_dies_takes_its_preset_along_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +102,14 @@ def test_a_process_that_dies_takes_its_preset_along_and_no_other(monkeypatch: py
     presets = [attrs.evolve(PRESET, name=name, width=16 * (at + 2)) for at, name in enumerate(
         ("first", "deadly", "deadly to try", "last")
     )]  # fmt: skip
-    run = _make._Run(Job("describe", "", (), ""), Quiet())
+    run = _make._Run(Job("describe", "", tuple(presets), ""), Quiet())
     run.do("make", presets)
-    run.do("try", [preset for preset in presets if preset.name not in run.failed])
-    assert run.failed == {"deadly": "killed by SIGSEGV", "deadly to try": "killed by SIGKILL"}
-    assert set(run.tried) == {"first", "last"}
+    run.do("try", run.made)
+    found = {preset.name: run.outcome(preset) for preset in presets}
+    assert {name: one.reason for name, one in found.items() if one.status == "failed"} == {
+        "deadly": "killed by SIGSEGV", "deadly to try": "killed by SIGKILL"
+    }  # fmt: skip
+    assert [one.preset for one in found.values() if one.status == "made"] == ["first", "last"]
 
 
 class Function:
@@ -123,6 +153,21 @@ def test_a_pipeline_under_another_name_has_none(compiled_copy: Path) -> None:
     shutil.copytree(compiled_copy / "w", compiled_copy / "w.compiled")
     pipe = wanstore.load("w.compiled", store=compiled_copy, device="cpu", compile="cached")
     assert pipe.load_report.compiled and pipe.load_report.compiled.reason == "none are stored"
+
+
+def test_a_name_that_is_none_is_another_file() -> None:
+    """Whatever a manifest lists."""
+    assert shape_of("12x345.function") == (12, 345)
+    for name in (
+        "x8.function",
+        "1x.function",
+        "0x8.function",
+        "1x8",
+        "1x8.function.txt",
+        "-1x8.function",
+        "１x8.function",
+    ):
+        assert shape_of(name) is None
 
 
 def test_files_are_named_by_what_the_transformer_sees() -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers import FirstBlockCacheConfig
+from diffusers.models.transformers import transformer_wan
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor, WanTransformerBlock
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import wanstore
 from tests.conftest import SMALL
@@ -196,7 +201,7 @@ def test_a_function_that_fails_is_dropped(
 ) -> None:
     """The clip is made, and one line of the log says why it took longer. Out of memory stays what it is."""
     pipe = load(compiled_store, compile="cached")
-    function = pipe._functions._functions[1, 8]
+    (function,) = pipe._functions._functions[1, 8]
 
     def fail(*_: Any) -> None:
         raise error
@@ -262,9 +267,24 @@ def change_the_processor(transformer: Any) -> None:
         block.attn1.set_processor(Processor())
 
 
-@pytest.mark.parametrize(
-    "change", [add_adapters, hook_blocks, hook_inside, replace_forward, change_a_setting, change_the_processor]
-)
+class OtherBlock(WanTransformerBlock):  # type: ignore[misc]
+    """With a forward of its own, that takes more."""
+
+    def forward(self, *given: Any, strength: float = 1.5) -> Any:
+        return super().forward(*given) * strength
+
+
+def change_the_class(transformer: Any) -> None:
+    for block in transformer.blocks:
+        block.__class__ = OtherBlock
+
+
+CHANGES = [
+    add_adapters, hook_blocks, hook_inside, replace_forward, change_a_setting, change_the_processor, change_the_class,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_blocks_that_were_changed_run_as_they_are(compiled_store: Path, change: Callable[[Any], None]) -> None:
     """Adapters, hooks, another forward or setting: the clip is the one that an eager pipeline makes with them."""
     pipe, plain = load(compiled_store, compile="cached"), load(compiled_store)
@@ -275,6 +295,74 @@ def test_blocks_that_were_changed_run_as_they_are(compiled_store: Path, change: 
     made = latent(pipe)
     assert pipe._functions.runs == runs
     assert torch.equal(made, latent(plain)) and not torch.equal(made, before)
+
+
+def patch(monkeypatch: pytest.MonkeyPatch, where: Any, name: str) -> None:
+    """As attention kernels are often installed."""
+    original = getattr(where, name)
+    monkeypatch.setattr(where, name, lambda *given, **named: original(*given, **named) * 1.5)
+
+
+PATCHES = [
+    (torch.nn.functional, "scaled_dot_product_attention"), (transformer_wan, "dispatch_attention_fn"),
+    (WanAttnProcessor, "__call__"), (WanTransformerBlock, "forward"), (torch.nn.Linear, "forward"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "name"), PATCHES)
+def test_patched_code_runs_whenever_it_was_patched(
+    compiled_store: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str
+) -> None:
+    """Before the load or after it: functions were made of other code."""
+    pipe = load(compiled_store, compile="cached")
+    patch(monkeypatch, where, name)
+    later, plain = load(compiled_store, compile="cached"), load(compiled_store)
+    made = latent(plain)
+    assert torch.equal(latent(pipe), made) and torch.equal(latent(later), made)
+    assert pipe._functions.runs == later._functions.runs == 0
+
+
+def test_a_cache_of_diffusers_works_and_leaves_them_when_it_goes(compiled_store: Path) -> None:
+    """Its hooks take the place of forward, and leave the block's own there."""
+    pipe, plain = load(compiled_store, compile="cached"), load(compiled_store)
+    for one in (pipe, plain):
+        one.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    assert torch.equal(latent(pipe), latent(plain)) and pipe._functions.runs == 0
+    pipe.transformer.disable_cache()
+    latent(pipe)
+    assert pipe._functions.runs == 8
+
+
+def test_parameters_without_gradients_are_the_same_to_them(compiled_store: Path) -> None:
+    """A line that many write for inference."""
+    pipe = load(compiled_store, compile="cached")
+    made = latent(pipe)
+    pipe.transformer.requires_grad_(False)
+    assert torch.equal(made, latent(pipe)) and pipe._functions.runs == 16
+
+
+def test_a_callback_keeps_the_inference_mode_of_its_caller(compiled_store: Path) -> None:
+    """It may write to tensors that were made under it."""
+    pipe = load(compiled_store, compile="cached")
+    with torch.inference_mode():
+        total = torch.zeros(1, 16, 2, 4, 4)
+
+        def add(_pipe: Any, _step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            total.add_(tensors["latents"])
+            return {}
+
+        pipe("a cat", height=32, width=32, num_frames=5, num_inference_steps=2, output_type="latent",
+             callback_on_step_end=add)  # fmt: skip
+    assert total.abs().sum() > 0 and pipe._functions.runs == 8
+
+
+def test_tangents_flow_as_before(compiled_store: Path) -> None:
+    """Forward-mode differentiation works without gradients being on."""
+    pipe = load(compiled_store, compile="cached")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+        given = {**INPUTS, "hidden_states": forward_ad.make_dual(INPUTS["hidden_states"], INPUTS["hidden_states"])}
+        made = pipe.transformer(**given, return_dict=False)[0]
+        assert forward_ad.unpack_dual(made).tangent is not None
 
 
 def test_under_autocast_or_deterministic_algorithms_blocks_run_as_they_are(compiled_store: Path) -> None:
@@ -340,6 +428,19 @@ def test_gradients_flow_as_before(compiled_store: Path) -> None:
     assert pipe._functions.runs == 0 and pipe.transformer.blocks[0].attn1.to_q.weight.grad is not None
 
 
+def test_two_threads_load_at_once_and_leave_no_trace(compiled_store: Path) -> None:
+    """torch is told that there is no GPU while a CPU's functions are loaded, by one thread at a time."""
+    asked = torch.cuda.is_available
+    pipes: list[Any] = []
+    threads = [threading.Thread(target=lambda: pipes.append(load(compiled_store, compile="cached"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.cuda.is_available is asked
+    assert [pipe.load_report.compiled.shapes for pipe in pipes] == [("1x8",)] * 3
+
+
 # --- compiled as they come
 
 
@@ -353,6 +454,10 @@ def test_with_on_another_size_is_compiled_once_and_said(compiled_store: Path, ea
     assert torch.equal(made, latent(pipe, steps=1, width=64))
     told = [record.message for record in caplog.records if record.name == "wanstore"]
     assert told == ["compiling the transformer's blocks for 1 × 16 tokens: that takes a while, once"]
+    runs = pipe._functions.runs
+    pipe.transformer.train()  # which blocks ask nobody about, but guards do
+    latent(pipe, steps=1, width=64)
+    assert pipe._functions.runs > runs, "it is compiled for that state too"
 
 
 def test_a_mode_that_there_is_not_is_refused(compiled_store: Path) -> None:

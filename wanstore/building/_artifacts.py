@@ -10,14 +10,20 @@ config. A new library or another GPU finds none, and is told why.
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from wanstore._error_translation import first_line
 from wanstore._files import read_small_file
 from wanstore._formats._json import digest_of
-from wanstore.errors import DamagedError, NotFoundError
+from wanstore.errors import DamagedError, NotFoundError, WanstoreError
 from wanstore.interfaces import WeightStore
 from wanstore.manifest import FileEntry, Manifest, read_manifest
+
+_LOG = logging.getLogger("wanstore")
 
 Shape = tuple[int, int]
 """What tells one function's inputs from another's: clips at once, and the tokens of each. The rest is guarded."""
@@ -47,8 +53,8 @@ def file_name(shape: Shape) -> str:
 
 def shape_of(file: str) -> Shape | None:
     """The shape of the function in a file; None where it is another file."""
-    batch, _, tokens = file.removesuffix(".function").partition("x")
-    return (int(batch), int(tokens)) if file.endswith(".function") and (batch + tokens).isdecimal() else None
+    found = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})\.function", file, re.ASCII)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def shapes_in(manifest: Manifest) -> tuple[Shape, ...]:
@@ -62,24 +68,51 @@ def compiled_of(pipeline: str, stored: Iterable[Manifest]) -> list[Manifest]:
 
 
 def functions_of(store: WeightStore, pipeline: str) -> list[Path]:
-    """The folders of functions that a store keeps beside a pipeline, newest first, whatever they were made for."""
-    found = compiled_of(pipeline, store.list().pipelines)
-    return [store.local_path(one.name) for one in sorted(found, key=lambda one: one.created_at, reverse=True)]
+    """The folders of functions that a store keeps beside a pipeline, newest first, whatever they were made for.
+
+    Clips can be made without: a store that cannot be looked through is a warning in the log.
+    """
+    folders = []
+    try:
+        found = compiled_of(pipeline, store.list().pipelines)
+        for one in sorted(found, key=lambda one: one.created_at, reverse=True):
+            with suppress(NotFoundError):  # deleted meanwhile
+                folders.append(store.local_path(one.name))
+    except (WanstoreError, OSError) as error:
+        _LOG.warning("compiled functions of %s cannot be looked for: %s", pipeline, first_line(error))
+    return folders
 
 
 def read_functions(folders: Iterable[Path], made_for: Mapping[str, str]) -> dict[Shape, bytes]:
-    """Functions made for just this, from the one of the sealed `folders` that has them, with the hashes that it says.
+    """Functions made for just this, from the first of the sealed `folders` that has whole ones.
 
-    Raises `NotFoundError`, which says for what else there are some, and `DamagedError` where one was altered.
+    One that is not what the manifest says is left out, with a warning in the log. Raises `NotFoundError`, which says
+    for what else there are some, and `DamagedError` where none is whole.
     """
-    others = []
+    others, damage = [], []
     for folder in folders:
-        manifest = read_manifest(folder)
+        try:
+            manifest = None if folder.is_symlink() else read_manifest(folder)
+        except WanstoreError as error:
+            damage.append(error.what)
+            continue
         if manifest is None:
             continue
-        if manifest.conversion.options == made_for and manifest.conversion.version == VERSION:
-            return {shape: _read(folder, entry) for entry in manifest.files if (shape := shape_of(entry.path))}
-        others.append(difference(manifest.conversion.options, made_for))
+        if manifest.conversion.options != made_for or manifest.conversion.version != VERSION:
+            others.append(difference(manifest.conversion.options, made_for))
+            continue
+        functions = {}
+        for entry in manifest.files:
+            if shape := shape_of(entry.path):
+                try:
+                    functions[shape] = _read(folder, entry)
+                except DamagedError as error:
+                    _LOG.warning("%s", error)
+                    damage.append(error.what)
+        if functions:
+            return functions
+    if damage:
+        raise DamagedError("; ".join(damage), _REMEDY)
     if not others:
         raise NotFoundError("none are stored", "Make some with: wanstore compile")
     raise NotFoundError(f"those that are stored are for {'; or '.join(others)}", "Make some with: wanstore compile")

@@ -13,22 +13,36 @@ import io
 import logging
 import platform
 import subprocess
+import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any
 
+import diffusers
 import torch
+from diffusers.models import activations, attention, attention_dispatch, normalization
+from diffusers.models.transformers import transformer_wan
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from wanstore._error_translation import first_line, lacks_memory
+from wanstore._files import hash_file
 from wanstore._formats._json import digest_of
 from wanstore._installed import versions
 from wanstore.building._artifacts import Shape
 
 _LOG = logging.getLogger("wanstore")
+_COMPILING = threading.RLock()
+"""torch's compiler is no thing for two threads."""
+_TRACED = (transformer_wan, attention_dispatch, attention, normalization, activations)
+"""The modules of diffusers whose code ends up in functions."""
+_MOST_FUNCTIONS = 4
+"""Of one shape: a block may be run in some states, as in train and eval mode, but not compiled for ever new ones."""
 
 
 def import_compiler() -> None:
@@ -40,6 +54,7 @@ def import_compiler() -> None:
 def describe(transformer: Any, device: Any, attention: str) -> dict[str, str]:
     """All that functions for the transformer's blocks depend on, but shapes. Asks for the device."""
     config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
+    sources = [hash_file(Path(str(module.__file__))) for module in _TRACED]
     found = versions(("torch", "triton", "diffusers"))
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -52,35 +67,42 @@ def describe(transformer: Any, device: Any, attention: str) -> dict[str, str]:
         "torch": torch.__version__,  # with the CUDA that it was built for
         "dtype": str(transformer.dtype).removeprefix("torch."),
         "attention": attention,
-        "transformer": digest_of(config)[:16],
+        "transformer": digest_of({"config": config, "sources": sources})[:16],
     }
 
 
 def compile_block(block: Any, inputs: tuple[Any, ...]) -> bytes:
     """The function of `block` and all that are like it, for such `inputs`. Raises whatever torch's compiler raises."""
     import_compiler()
-    with torch.no_grad(), _no_device_asked(inputs[0].device):
-        compiled: Any = torch.compile(type(block).forward, fullgraph=True, options={"guard_filter_fn": _kept_guards})
+    with _COMPILING, torch.no_grad(), _no_device_asked(inputs[0].device):
+        compiled: Any = torch.compile(
+            type(block).forward, fullgraph=True, dynamic=False, options={"guard_filter_fn": _kept_guards}
+        )
         function = compiled.aot_compile(((block, *_contiguous(inputs)), {}))
         data: bytes = type(function).serialize(function).serialized_data
     return data
 
 
 def _kept_guards(guards: Iterable[Any]) -> list[bool]:
-    """All that can be kept of torch's guards, but that of the process's state.
+    """Of torch's guards, those that can be kept, and that bear on what a function computes.
 
-    It would bind functions to the number of threads: to the cores of the machine that made them. What else is in it is
-    asked for at each call, or bears on nothing in a block.
+    That of the process's state would bind functions to the number of threads: to the cores of the machine that made
+    them. Those of parameters would bind them to whether they want gradients. `BlockFunctions` looks at what else is in
+    the two.
     """
     unsupported = import_module("torch._dynamo.guards").CheckFunctionManager.UNSUPPORTED_SERIALIZATION_GUARD_TYPES
     dropped = {*unsupported, "GLOBAL_STATE"}
-    return [not (guard.is_global or guard.guard_type in dropped) for guard in guards]
+    return [
+        not (guard.is_global or guard.guard_type in dropped)
+        and not (guard.guard_type == "TENSOR_MATCH" and "_parameters" in guard.name)
+        for guard in guards
+    ]
 
 
 def load_function(data: bytes, device: torch.device) -> Any:
     """The function in `data`, for blocks on `device`. Raises whatever torch raises of what it cannot use."""
     import_compiler()
-    with _no_device_asked(device):
+    with _COMPILING, _no_device_asked(device):
         return torch.compiler.load_compiled_function(io.BytesIO(data))
 
 
@@ -94,25 +116,28 @@ def why(error: Exception) -> str:
 class BlockFunctions:
     """Runs a transformer's blocks by the functions that fit, and all else as it was.
 
-    Inputs of a shape that has no function run eagerly, or are compiled first if `compiles`, once and with a warning in
-    the log. So does a block that is not what was compiled: with LoRA layers, hooks, another attention backend, other
-    dtypes, or under autograd. torch's own guards tell, in microseconds. What the user compiles takes the place of this.
-    A function that fails is dropped.
+    Inputs of a shape that has no function run eagerly, or are compiled first if `compiles`, with a warning in the log.
+    So does a block that is not what was compiled: with LoRA layers, hooks, another attention backend, other dtypes or
+    code, under autograd or autocast. That is looked at for each call, in microseconds, by torch's guards and by
+    `_structure`. What the user compiles takes the place of this. A function that fails is dropped.
     """
 
-    def __init__(self, functions: dict[Shape, Any], *, compiles: bool = False) -> None:
-        self._functions = dict(functions)
+    def __init__(self, functions: Mapping[Shape, Any], *, compiles: bool = False) -> None:
+        self._functions = {shape: [function] for shape, function in functions.items()}
         self._compiles = compiles
         self._paused = False
+        self._structure: Any = None
         self.runs = 0
         """How many times a block was run by a function."""
 
     def add(self, shape: Shape, function: Any) -> None:
         """Run inputs of that shape by `function` from now on."""
-        self._functions[shape] = function
+        self._functions.setdefault(shape, []).append(function)
 
     def attach(self, transformer: Any) -> None:
-        """Run the transformer's blocks from now on."""
+        """Run the transformer's blocks from now on. They are what was compiled, unless their code is patched."""
+        if not _is_patched(transformer.blocks[0]):
+            self._structure = _structure(transformer.blocks[0])
         for block in transformer.blocks:
             # A copy or a pickle of a module leaves this out, and `module.compile()` replaces it.
             block._compiled_call_impl = partial(self._run, weakref.ref(block))
@@ -128,40 +153,55 @@ class BlockFunctions:
 
     def _run(self, reference: Any, *inputs: Any, **named: Any) -> Any:
         block = reference()
-        if self._paused or named or _is_special(inputs[0].device) or _is_hooked(block):
+        as_it_was = self._paused or bool(named) or _is_special(inputs)
+        if as_it_was or _structure(block, inputs[0].device) != self._structure:
             return block._call_impl(*inputs, **named)
-        shape = tuple(inputs[0].shape[:2])
-        if shape not in self._functions and self._compiles:
-            self._compile(block, shape, inputs)
-        function = self._functions.get(shape)
-        if function is None:
-            return block._call_impl(*inputs)
-        given = _contiguous(inputs)
-        if not function.guard_check(block, *given):
-            return block._call_impl(*inputs)
+        shape, given = (inputs[0].shape[0], inputs[0].shape[1]), _contiguous(inputs)
+        for function in self._fitting(block, shape, given):
+            try:
+                result = function.fn(block, *given)
+            except Exception as error:
+                if lacks_memory(error):
+                    raise
+                self._give_up(shape, error)
+                break
+            self.runs += 1
+            return result
+        return block._call_impl(*inputs)
+
+    def _fitting(self, block: Any, shape: Shape, given: tuple[Any, ...]) -> list[Any]:
+        """The function for these inputs, compiled now if need be; none if they are to run eagerly."""
+
+        def found() -> list[Any]:
+            return [one for one in self._functions.get(shape, ()) if one.guard_check(block, *given)][:1]
+
         try:
-            result = function.fn(block, *given)
+            if (fitting := found()) or not self._compiles:
+                return fitting
+            with _COMPILING:
+                if not (fitting := found()) and len(self._functions.get(shape, ())) < _MOST_FUNCTIONS:
+                    told = "compiling the transformer's blocks for %d × %d tokens: that takes a while, once"
+                    _LOG.warning(told, *shape)
+                    self.add(shape, load_function(compile_block(block, given), given[0].device))
+                    fitting = found()
+            return fitting
         except Exception as error:
             if lacks_memory(error):
                 raise
-            self._drop(shape, error)
-            return block._call_impl(*inputs)
-        self.runs += 1
-        return result
+            self._give_up(shape, error)
+            return []
 
-    def _compile(self, block: Any, shape: Shape, inputs: tuple[Any, ...]) -> None:
-        _LOG.warning("compiling the transformer's blocks for %d × %d tokens: that takes a while, once", *shape)
-        try:
-            self._functions[shape] = load_function(compile_block(block, inputs), inputs[0].device)
-        except Exception as error:
-            if lacks_memory(error):
-                raise
-            self._drop(shape, error)
-
-    def _drop(self, shape: Shape, error: Exception) -> None:
-        self._functions[shape] = None
+    def _give_up(self, shape: Shape, error: Exception) -> None:
+        self._functions[shape] = [_NeverFits()] * _MOST_FUNCTIONS
         told = "blocks for %d × %d tokens cannot run compiled, and run eagerly: %s"
         _LOG.warning(told, *shape, why(error))
+
+
+class _NeverFits:
+    """In the place of functions that failed."""
+
+    def guard_check(self, *_: Any) -> bool:
+        return False
 
 
 def _contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -172,36 +212,88 @@ def _contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _is_special(device: torch.device) -> bool:
-    """Whether the process is in a state that functions were not made for."""
+def _is_special(inputs: tuple[Any, ...]) -> bool:
+    """Whether the call, or the process, is in a state that functions were not made for."""
     return (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
-        or torch.is_autocast_enabled(device.type)
         or torch.are_deterministic_algorithms_enabled()
+        or torch._C._len_torch_function_stack() > 0
+        or forward_ad._current_level >= 0
+        or not inputs
+        or not isinstance(inputs[0], torch.Tensor)
+        or inputs[0].dim() != 3
+        or torch.is_autocast_enabled(inputs[0].device.type)
     )
 
 
-def _is_hooked(block: Any) -> bool:
-    """Whether a hook, or another `forward`, would be passed by: torch's guards do not look at hooks."""
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks or "forward" in vars(block):
+def _structure(block: Any, device: torch.device | None = None) -> Any:
+    """What torch's guards do not look at, equal for blocks that a function may run; None where it may not.
+
+    The code that runs, and parameters but their values and whether they want gradients. None where hooks would be
+    passed by, and where parameters are not on the `device`, if one is given.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return None
+    found: list[Any] = [torch.nn.functional.scaled_dot_product_attention, transformer_wan.dispatch_attention_fn]
+    for module in block.modules():
+        own = vars(module)
+        forward = own.get("forward")
+        if module._forward_hooks or module._forward_pre_hooks or not _is_own(module, forward):
+            return None
+        found.append(type(module).forward)
+        if processor := own.get("processor"):
+            found.append(type(processor).__call__)
+        parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
+        if device and any(parameter.device != device for parameter in parameters):
+            return None
+        found += [(parameter.shape, parameter.dtype) for parameter in parameters]
+    return found
+
+
+def _is_own(module: Any, forward: Any) -> bool:
+    """Whether what stands in a module's place for `forward` is nothing, or what diffusers' hooks leave: its own."""
+    return forward is None or (
+        getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
+    )
+
+
+def _is_patched(block: Any) -> bool:
+    """Whether code that a function was made of has been replaced by somebody else's."""
+    homes = tuple(f"{Path(str(library.__file__)).parent}/" for library in (torch, diffusers))
+    code = [one for one in _structure(block) or () if not isinstance(one, tuple)]
+    functions = [one for one in code if not isinstance(one, BuiltinFunctionType)]
+    if torch.nn.functional.scaled_dot_product_attention in functions:
         return True
-    return any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())
+    return any(not getattr(one, "__code__", _NO_CODE).co_filename.startswith(homes) for one in functions)
+
+
+_NO_CODE = compile("", "", "exec")
+
+
+class _Hidden(threading.local):
+    """Whether this thread is to find no GPU."""
+
+    is_set = False
+
+
+_HIDDEN = _Hidden()
 
 
 @contextmanager
 def _no_device_asked(device: torch.device) -> Iterator[None]:
-    """While the block runs, torch finds no GPU if `device` is a CPU.
+    """While the block runs, torch finds no GPU from this thread if `device` is a CPU. One thread at a time.
 
     It would ask, to record what compiled a function. But CUDA's answer holds for the life of a process, and one that
     goes into a CPU memory snapshot must not have asked.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" or _HIDDEN.is_set:
         yield
         return
     asked = torch.cuda.is_available
-    torch.cuda.is_available = lambda: False
+    torch.cuda.is_available = lambda: False if _HIDDEN.is_set else asked()
+    _HIDDEN.is_set = True
     try:
         yield
     finally:
-        torch.cuda.is_available = asked
+        torch.cuda.is_available, _HIDDEN.is_set = asked, False

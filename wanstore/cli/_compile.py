@@ -56,7 +56,7 @@ def compile_command(name: str, store_url: str, wanted: str | None, presets_file:
     else:
         for preset in report.presets:
             click.echo(str(preset))
-        if report.folder:
+        if any(preset.status == "made" for preset in report.presets):
             click.echo(f"{report.folder}: sealed in {without_secrets(store_url)}")
     if all(preset.status == "failed" for preset in report.presets):
         raise WanstoreError("Nothing could be compiled", "Clips are made without, as before")

@@ -15,12 +15,14 @@ from wanstore._formats._json import digest_of
 from wanstore._installed import versions
 from wanstore._workers import run_worker
 from wanstore.building._artifacts import CONVERTER, VERSION, file_name, folder_name, functions_of, read_functions
+from wanstore.building._dtypes import check_dtypes
 from wanstore.choices import MemoryMode
 from wanstore.compiling._report import CompiledPreset, CompileReport
 from wanstore.compiling._worker import Job, Task
-from wanstore.errors import WanstoreError
+from wanstore.errors import NotSupportedError, WanstoreError
 from wanstore.interfaces import Progress, WeightStore
 from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
+from wanstore.memory._plan import check_memory
 from wanstore.presets import Preset
 
 _WORKER = "wanstore.compiling._worker"
@@ -39,67 +41,68 @@ def make_functions(
     progress: Progress,
 ) -> CompileReport:
     """Functions for the blocks of the pipeline `name`, kept in its store; see `wanstore.compile_blocks`."""
+    if not presets:
+        raise NotSupportedError("There is no preset to compile for", "Name some")
+    check_memory(memory)
     pipeline = store.manifest(name)
     if attention is None:
         attention = pipeline.notes.get("attention")
-    stored = functions_of(store, name)
     with tempfile.TemporaryDirectory() as work:
         job = Job(
             "describe", str(store.local_path(name)), tuple(presets), work,
-            device=device, dtype=dict(dtype or {}), memory=memory, attention=attention,
+            device=None if device is None else str(device), dtype=check_dtypes(dtype), memory=memory,
+            attention=attention,
         )  # fmt: skip
         run = _Run(job, progress)
         run.describe()
-        run.job = attrs.evolve(job, attention=run.made_for["attention"])
         folder = folder_name(name, run.made_for)
-        kept = {} if replace else _kept(stored, run.made_for)
-        wanted = {preset.clip.shape: preset for preset in presets if preset.clip.shape not in kept}
-        run.do("make", list(wanted.values()))
-        run.do("try", [preset for preset in wanted.values() if preset.name not in run.failed])
-        made = {shape: Path(work, file_name(shape)) for shape, preset in wanted.items() if preset.name in run.tried}
-        if made:
-            contents = {file_name(shape): data for shape, data in kept.items()}
-            contents |= {path.name: path.read_bytes() for path in made.values()}
-            _seal(store, folder, pipeline, run, contents)
-    found = [
-        run.outcome(wanted[preset.clip.shape], preset.name)
-        if preset.clip.shape in wanted
-        else CompiledPreset(preset.name, "kept")
-        for preset in presets
-    ]
-    return CompileReport(folder if made or kept else "", run.made_for, tuple(found))
+        missing = _missing(store, name, run, presets)
+        if replace or missing:
+            # Open from the beginning: what cannot be written is told before minutes of work, and no two runs do it.
+            with store.stage(folder, replace=True) as stage:
+                run.do("make", list(presets) if replace else missing)
+                run.do("try", run.made)
+                contents = {file_name(shape): data for shape, data in _kept(store, name, run.made_for).items()}
+                contents |= {file: Path(work, file).read_bytes() for file in run.tried}
+                if run.tried:
+                    stage.seal(_manifest(folder, pipeline, run, stage.path, contents))
+    outcomes = tuple(run.outcome(preset) for preset in presets)
+    return CompileReport("" if all(one.status == "failed" for one in outcomes) else folder, run.made_for, outcomes)
 
 
-def _kept(stored: Sequence[Path], made_for: Mapping[str, str]) -> dict[Any, bytes]:
+def _missing(store: WeightStore, name: str, run: _Run, presets: Sequence[Preset]) -> list[Preset]:
+    kept = _kept(store, name, run.made_for)
+    return [preset for preset in presets if preset.clip.shape not in kept]
+
+
+def _kept(store: WeightStore, name: str, made_for: Mapping[str, str]) -> dict[Any, bytes]:
     """What is stored and fits; what is damaged is made again."""
     try:
-        return dict(read_functions(stored, made_for))
+        return dict(read_functions(functions_of(store, name), made_for))
     except WanstoreError:
         return {}
 
 
-def _seal(store: WeightStore, name: str, pipeline: Manifest, run: _Run, contents: Mapping[str, bytes]) -> None:
-    with store.stage(name, replace=True) as stage:
-        files = []
-        for path, data in contents.items():
-            (stage.path / path).write_bytes(data)
-            files.append(FileEntry(path, len(data), hash_file(stage.path / path)))
-        stage.seal(
-            Manifest(
-                name=name,
-                recipe=digest_of({**run.made_for, "version": VERSION}),
-                created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                source=SourceRecord("pipeline", pipeline.name, pipeline.digest),
-                conversion=ConversionRecord(CONVERTER, VERSION, dict(run.made_for), {}),
-                files=tuple(files),
-                versions=versions(("wanstore", "torch", "diffusers")),
-            )
-        )
+def _manifest(name: str, pipeline: Manifest, run: _Run, folder: Path, contents: Mapping[str, bytes]) -> Manifest:
+    """Write `contents` into `folder`, and describe them."""
+    files = []
+    for path, data in contents.items():
+        (folder / path).write_bytes(data)
+        files.append(FileEntry(path, len(data), hash_file(folder / path)))
+    return Manifest(
+        name=name,
+        recipe=digest_of({**run.made_for, "version": VERSION}),
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        source=SourceRecord("pipeline", pipeline.name, pipeline.digest),
+        conversion=ConversionRecord(CONVERTER, VERSION, dict(run.made_for), {}),
+        files=tuple(files),
+        versions=versions(("wanstore", "torch", "diffusers")),
+    )
 
 
 @attrs.define
 class _Run:
-    """Workers' findings: for what functions are, files made with seconds, files tried with differences, failures."""
+    """Workers' findings, by the function's file: seconds to make it, how much it differs, or why it failed."""
 
     job: Job
     progress: Progress
@@ -115,37 +118,40 @@ class _Run:
             raise WanstoreError(
                 f"What to compile for could not be found out: {end.reason}", "Try: wanstore doctor NAME"
             )
+        self.job = attrs.evolve(self.job, attention=self.made_for["attention"])
 
     def do(self, task: Task, presets: Sequence[Preset]) -> None:
-        """Do it for each preset. One that takes its process down has failed, and the others go on in a new one."""
-        names = {file_name(preset.clip.shape): preset.name for preset in presets}
-        left = list(presets)
+        """Do it for each shape once. One that takes its process down has failed, and the others go on in a new one."""
+        left = {file_name(preset.clip.shape): preset for preset in presets}
         done = self.seconds if task == "make" else self.tried
-
-        def on_event(event: str, *args: Any) -> None:
-            if event in ("made", "tried"):
-                done[names[args[0]]] = args[1]
-                told = f"made in {args[1]:.1f} s" if event == "made" else f"tried, differs by {args[1]:.1e}"
-                self.progress.message(f"{names[args[0]]}: {told}")
-            else:
-                self._on_event(event, *args)
-
         while left:
-            end = run_worker(_WORKER, attrs.evolve(self.job, task=task, presets=tuple(left)), on_event)
-            left = [preset for preset in left if preset.name not in done and preset.name not in self.failed]
+            end = run_worker(_WORKER, attrs.evolve(self.job, task=task, presets=tuple(left.values())), self._on_event)
+            left = {file: preset for file, preset in left.items() if file not in done and file not in self.failed}
             if left:
-                self.failed[left.pop(0).name] = end.reason
+                file = next(iter(left))
+                self._on_event("failed", file, left.pop(file).name, end.reason)
 
-    def outcome(self, preset: Preset, asked: str) -> CompiledPreset:
-        if preset.name in self.tried:
-            return CompiledPreset(asked, "made", self.seconds[preset.name], self.tried[preset.name])
-        return CompiledPreset(asked, "failed", reason=self.failed[preset.name])
+    @property
+    def made(self) -> list[Preset]:
+        """The presets whose functions were made."""
+        return [preset for preset in self.job.presets if file_name(preset.clip.shape) in self.seconds]
+
+    def outcome(self, preset: Preset) -> CompiledPreset:
+        file = file_name(preset.clip.shape)
+        if file in self.tried:
+            return CompiledPreset(preset.name, "made", self.seconds[file], self.tried[file])
+        if file in self.failed:
+            return CompiledPreset(preset.name, "failed", reason=self.failed[file])
+        return CompiledPreset(preset.name, "kept")
 
     def _on_event(self, event: str, *args: Any) -> None:
         if event == "made_for":
             self.made_for = args[0]
-        elif event == "failed":
-            self.failed[args[0]] = args[1]
-            self.progress.message(f"{args[0]}: {args[1]}")
+        elif event in ("made", "tried", "failed"):
+            file, preset, finding = args
+            findings: dict[str, dict[str, Any]] = {"made": self.seconds, "tried": self.tried, "failed": self.failed}
+            findings[event][file] = finding
+            told = {"made": "made in {:.1f} s", "tried": "tried, differs by {:.1e}", "failed": "failed: {}"}[event]
+            self.progress.message(f"{preset}: {told.format(finding)}")
         else:
             getattr(self.progress, event)(*args)

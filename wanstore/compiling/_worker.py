@@ -1,7 +1,7 @@
 """Compiles blocks, or tries them out, in a process of its own: `python -m wanstore.compiling._worker`.
 
-Events: `made_for`, what the functions fit; `made` with a file and its seconds, or `tried` with a file and how much it
-differs; `failed` with a preset and the reason.
+Events: `made_for`, what the functions fit; `made`, `tried` and `failed` with a file, its preset, and the seconds, how
+much clips differ, or the reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from wanstore._workers import Send, SentProgress, work
 from wanstore.building._artifacts import file_name
-from wanstore.building._attention import NATIVE, use_backend
+from wanstore.building._attention import NATIVE, check_known, use_backend
 from wanstore.building._attention_comparison import compare_backends
 from wanstore.building._block_functions import BlockFunctions, compile_block, describe, load_function, why
 from wanstore.choices import MemoryMode
@@ -60,10 +60,15 @@ def _do(job: Job, send: Send) -> None:
     if job.task == "describe":
         pipe = load_folder(Path(job.folder), weights="deferred", dtype=job.dtype)
         device = pick_device(job.device)
-        if attention == "auto":
+        if attention != "auto":
+            check_known(attention)
+        else:
             shape = max(job.presets, key=lambda preset: preset.clip.tokens)
             attention = next(iter(compare_backends(pipe.transformer, device, shape)), NATIVE)
-        used = NATIVE if use_backend(pipe, attention, device) else attention
+        reason = use_backend(pipe, attention, device)
+        used = NATIVE if reason else attention
+        if reason:
+            send("message", f"attention {used}, not {attention}: {reason}")
         send("made_for", describe(pipe.transformer, device, used))
         return
     pipe = load_folder(
@@ -78,11 +83,11 @@ def _do(job: Job, send: Send) -> None:
             if job.task == "make":
                 began = time.perf_counter()
                 path.write_bytes(compile_block(pipe.transformer.blocks[0], _block_inputs(pipe, preset)))
-                send("made", path.name, time.perf_counter() - began)
+                send("made", path.name, preset.name, time.perf_counter() - began)
             else:
-                send("tried", path.name, _difference(pipe, preset, functions, path.read_bytes()))
+                send("tried", path.name, preset.name, _difference(pipe, preset, functions, path.read_bytes()))
         except Exception as error:  # noqa: BLE001  torch's compiler fails in many ways
-            send("failed", preset.name, why(error))
+            send("failed", path.name, preset.name, why(error))
 
 
 def _block_inputs(pipe: Any, preset: Preset) -> tuple[Any, ...]:

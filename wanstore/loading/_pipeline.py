@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
 import diffusers
@@ -105,8 +105,7 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
             ChangedError, NotFoundError, DamagedError: an offloaded component could not be read back.
         """
         asked = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        # Compiled blocks take no tensors that were made under inference mode.
-        with self.lock, torch.inference_mode(False) if self._functions else nullcontext():
+        with self.lock, _no_inference_mode(asked) if self._functions else nullcontext():
             self._check_activated()
             with self._schedule.clip(_size_of(asked)) if self._schedule else nullcontext():
                 return super().__call__(**asked)
@@ -152,6 +151,16 @@ class WanPipeline(diffusers.WanPipeline):  # type: ignore[misc]
                 "This pipeline has no weights yet: it was loaded with weights='deferred'",
                 "Call wanstore.activate(pipe, device) first",
             )
+
+
+@contextmanager
+def _no_inference_mode(asked: dict[str, Any]) -> Iterator[None]:
+    """Compiled blocks take no tensors that were made under inference mode. The caller's callback keeps its own mode."""
+    on_step = asked["callback_on_step_end"]
+    if torch.is_inference_mode_enabled() and callable(on_step) and not hasattr(on_step, "tensor_inputs"):
+        asked["callback_on_step_end"] = torch.inference_mode()(on_step)
+    with torch.inference_mode(False):
+        yield
 
 
 def _size_of(asked: Mapping[str, Any]) -> ClipSize:
