@@ -2,7 +2,7 @@
 
     python benchmarks/full_size.py STORE/wan2.1-fp16 --dtype float16
     wanstore compile wan2.1-fp16 --store STORE --presets 480p/3s
-    python benchmarks/compiled_start.py STORE [--name wan2.1-fp16] [--rounds 3] [--device cuda]
+    python benchmarks/compiled_start.py STORE [--name wan2.1-fp16] [--rounds 3] [--ways plain restored] [--device cuda]
 
 Each start is a process of its own, with empty TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR, as in a fresh container.
 `plain` loads onto the device. `restored` loads deferred weights first, as before a CPU memory snapshot; then what
@@ -83,13 +83,14 @@ def main() -> None:
     parser.add_argument("--name", default="wan2.1-fp16")
     parser.add_argument("--device", default="cuda", choices=CLIPS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--start", nargs=2, metavar=("WAY", "MODE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.start:
         print(json.dumps(start(*asked.start, asked.store, asked.name, asked.device)))
         return
     measured("plain", "cached", argparse.Namespace(**{**vars(asked), "rounds": 1}))  # fills page cache
-    for way in WAYS:
+    for way in asked.ways:
         eager, cached = (measured(way, mode, asked) for mode in ("off", "cached"))
         if not cached["runs"]:
             sys.exit("No functions fit: make some with wanstore compile")

@@ -253,9 +253,8 @@ def _structure(block: Any, device: torch.device | None = None) -> Any:
 
 def _is_own(module: Any, forward: Any) -> bool:
     """Whether what stands in a module's place for `forward` is nothing, or what diffusers' hooks leave: its own."""
-    return forward is None or (
-        getattr(forward, "__self__", None) is module and forward.__func__ is type(module).forward
-    )
+    kind: Any = type(module)
+    return forward is None or (getattr(forward, "__self__", None) is module and forward.__func__ is kind.forward)
 
 
 def _is_patched(block: Any) -> bool:
