@@ -20,6 +20,7 @@ from wanstore.presets import Preset
 
 FRAMES = np.random.default_rng(0).random((5, 64, 64, 3), np.float32)
 PRESET = Preset("tiny", width=64, height=64, frames=5)
+SMALL = Preset("small", width=32, height=32, frames=5, steps=4)
 
 
 def frames_of(path: Path) -> int:
@@ -69,6 +70,37 @@ def test_a_clip_is_made_by_its_presets_recipe(given: str | None, used: str) -> N
     assert pipe.scheduler.config.flow_shift == 9.0
     assert (pipe.asked["num_inference_steps"], pipe.asked["guidance_scale"]) == (7, 2.5)
     assert pipe.asked["negative_prompt"] == used
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_fp16: Path) -> Any:
+    """A real pipeline, and a tiny one."""
+    import wanstore
+
+    return wanstore.load(tiny_fp16, sealed=False, device="cpu", dtype={"vae": "float32"})
+
+
+@pytest.mark.parametrize(("until", "forwards"), [(1.0, 8), (0.5, 6), (0.3, 6), (0.01, 5)])
+def test_guidance_ends_where_the_preset_says(pipe: Any, until: float, forwards: int) -> None:
+    """Two forwards a step with it, one without; the steps of its share are rounded up. The next clip has it again."""
+    seen: list[int] = []
+    hook = pipe.transformer.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        generate(pipe, "a cat", attrs.evolve(SMALL, guidance_until=until))
+    finally:
+        hook.remove()
+    assert len(seen) == forwards
+
+
+@pytest.mark.parametrize("cache", ["first_block=1000", "sea=1000"])
+def test_a_cache_works_for_one_clip(pipe: Any, cache: str) -> None:
+    """With such a threshold it is used whenever it may be. It is off after the clip, also after one that failed."""
+    before = generate(pipe, "a cat", SMALL)
+    cached = generate(pipe, "a cat", attrs.evolve(SMALL, cache=cache))
+    assert not pipe.transformer.is_cache_enabled and not np.array_equal(cached, before)
+    with pytest.raises(ValueError, match="prompt"):
+        generate(pipe, 3, attrs.evolve(SMALL, cache=cache))  # type: ignore[arg-type]
+    assert np.array_equal(generate(pipe, "a cat", SMALL), before)
 
 
 def test_a_clip_takes_an_older_ones_place(tmp_path: Path) -> None:

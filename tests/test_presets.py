@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from wanstore.errors import InvalidSettingError, NotFoundError
@@ -92,6 +93,11 @@ def test_a_name_that_is_none_is_told_with_those_there_are(tmp_path: Path) -> Non
         ("[p]\nwidth = 832\nheight = 480\nframes = 49\nguidance_scale = inf", "guidance_scale", "above 0"),
         ("[p]\nwidth = 832\nheight = 480\nframes = 49\nflow_shift = nan", "flow_shift", "above 0"),
         ("[p]\nwidth = 832\nheight = 480\nframes = 49\nnotes = 3", "notes", "not text"),
+        ('[p]\nwidth = 832\nheight = 480\nframes = 49\ncache = "first_block"', "cache", "=THRESHOLD"),
+        ('[p]\nwidth = 832\nheight = 480\nframes = 49\ncache = "second_block=0.1"', "cache", "not first_block"),
+        ('[p]\nwidth = 832\nheight = 480\nframes = 49\ncache = "sea=-1"', "cache", "=THRESHOLD"),
+        ("[p]\nwidth = 832\nheight = 480\nframes = 49\nguidance_until = 0", "guidance_until", "share"),
+        ("[p]\nwidth = 832\nheight = 480\nframes = 49\nguidance_until = 1.5", "guidance_until", "share"),
         ("p = 3", "p", "not a table"),
     ],
 )
@@ -108,9 +114,16 @@ def test_the_fields_that_there_are_are_those_that_a_file_may_have(tmp_path: Path
     """Not `name`, which is the table's own."""
     with pytest.raises(InvalidSettingError) as caught:
         load_presets(written(tmp_path, f'[p]\n{field} = "x"'))
-    assert (
-        caught.value.next_step == "Use width, height, frames, steps, guidance_scale, flow_shift, negative_prompt, notes"
+    assert caught.value.next_step == (
+        "Use width, height, frames, steps, guidance_scale, flow_shift, negative_prompt, notes, cache, guidance_until"
     )
+
+
+def test_no_preset_of_the_packages_changes_clips_to_save_time() -> None:
+    """It is for whoever has seen what it does."""
+    assert not any(preset.lossy for preset in PRESETS.values())
+    lossy = attrs.evolve(PRESETS["480p/3s"], cache="first_block=0.05", guidance_until=0.6)
+    assert lossy.lossy and lossy.lossless == PRESETS["480p/3s"]
 
 
 @pytest.mark.parametrize("content", [b"[p\nwidth", b"\xff\xfe"])

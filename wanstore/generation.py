@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wanstore._error_translation import of_system
 from wanstore.errors import AlreadyExistsError, WanstoreError
 from wanstore.interfaces import Progress, Quiet
-from wanstore.presets import FRAMES_PER_SECOND, Preset
+from wanstore.presets import CACHES, FRAMES_PER_SECOND, Preset
 
 if TYPE_CHECKING:
     import numpy
@@ -40,13 +41,19 @@ def generate(
     task = f"generate {preset.name}"
     progress.start(task, preset.steps, "steps")
 
-    def on_step(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    guided_steps = math.ceil(preset.guidance_until * preset.steps - 1e-9)  # 0.55 × 20 is a little more than 11
+
+    def on_step(running: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         progress.advance(task, 1)
+        if step + 1 == guided_steps < preset.steps:
+            running._guidance_scale = 1.0  # what diffusers' loop asks before each step
         return tensors
 
     bar = getattr(pipe, "_progress_bar_config", {})
     pipe.set_progress_bar_config(disable=True)
     try:
+        if preset.cache:
+            pipe.transformer.enable_cache(_cache_config(preset.cache))
         output = pipe(
             prompt,
             negative_prompt=preset.negative_prompt if negative_prompt is None else negative_prompt,
@@ -61,9 +68,18 @@ def generate(
         )
     finally:
         pipe.set_progress_bar_config(**bar)
+        if preset.cache:
+            pipe.transformer.disable_cache()
     progress.finish(task)
     frames: numpy.ndarray[Any, Any] = output.frames[0]
     return frames
+
+
+def _cache_config(cache: str) -> Any:
+    import diffusers
+
+    name, _, threshold = cache.partition("=")
+    return getattr(diffusers, CACHES[name])(threshold=float(threshold))
 
 
 def eight_bits(frames: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:

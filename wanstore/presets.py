@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,21 @@ def _positive(_: object, attribute: attrs.Attribute[float], value: float) -> Non
         raise ValueError(f"{attribute.name} is {value}, not a number above 0")
 
 
+CACHES = {"first_block": "FirstBlockCacheConfig", "sea": "SeaCacheConfig"}
+"""diffusers' caches that a threshold is enough for, by what a preset calls them."""
+
+
+def _cache_with_threshold(_: object, __: object, value: str) -> None:
+    name, _, threshold = value.partition("=")
+    if value and not (name in CACHES and re.fullmatch(r"\d*\.?\d+", threshold, re.ASCII)):
+        raise ValueError(f"cache is {value!r}, not {' or '.join(f'{known}=THRESHOLD' for known in CACHES)}")
+
+
+def _share(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{attribute.name} is {value}, not a share above 0, up to 1")
+
+
 _DEFAULT = recipe_of(DEFAULT_MODEL)
 
 
@@ -73,6 +89,11 @@ class Preset:
     """One clip's size and recipe: pixels, frames at 16 a second, and what `wanstore.recipes` says of the model.
 
     Made by hand, without them, it has the recipe of `DEFAULT_MODEL`.
+
+    Two fields save time and change the clip. They are off unless a preset has them: what they cost in quality, trained
+    weights and eyes have to tell. `cache` has steps reuse what earlier ones computed, by one of diffusers' caches and a
+    threshold, as in `first_block=0.05`; the blocks run eagerly then. `guidance_until` is the share of the steps, from
+    the first, that are made with guidance: one without takes half the time.
     """
 
     name: str
@@ -84,6 +105,18 @@ class Preset:
     flow_shift: float = attrs.field(default=_DEFAULT.flow_shift_at(480), validator=_positive)
     negative_prompt: str = _DEFAULT.negative_prompt
     notes: str = ""
+    cache: str = attrs.field(default="", validator=_cache_with_threshold)
+    guidance_until: float = attrs.field(default=1.0, validator=_share)
+
+    @property
+    def lossy(self) -> bool:
+        """Whether it saves time at the expense of the clip."""
+        return bool(self.cache) or self.guidance_until < 1
+
+    @property
+    def lossless(self) -> Preset:
+        """The same without that."""
+        return attrs.evolve(self, cache="", guidance_until=1.0)
 
     @property
     def clip(self) -> ClipSize:

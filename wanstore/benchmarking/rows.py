@@ -75,6 +75,19 @@ class CompiledBlocks:
 
 
 @attrs.frozen
+class Lossless:
+    """The clip of a lossy preset made again without what makes it so, with the same prompt and seed.
+
+    Attributes:
+        seconds: what that clip took.
+        scores: `psnr` and `ssim` of the preset's own clip against it.
+    """
+
+    seconds: float
+    scores: Mapping[str, float] = attrs.field(factory=dict)
+
+
+@attrs.frozen
 class BenchmarkRow:
     """One preset's result.
 
@@ -92,6 +105,7 @@ class BenchmarkRow:
     the highest that torch's allocator counted in any clip; empty where it isn't used.
 
     `compiled` is there if compiled blocks were asked for: then all other figures are with them, if they could be used.
+    `lossless` is there for a lossy preset.
     """
 
     preset: Preset
@@ -112,6 +126,7 @@ class BenchmarkRow:
     predicted_gib: Mapping[str, float] = attrs.field(factory=dict)
     phase_peaks_gib: Mapping[str, float] = attrs.field(factory=dict)
     compiled: CompiledBlocks | None = None
+    lossless: Lossless | None = None
 
     @property
     def worked(self) -> bool:

@@ -51,6 +51,15 @@ def test_fewer_steps_are_marked_and_extrapolated(pipe: Any) -> None:
     assert row.seconds_p50 == pytest.approx(row.rounds[0].seconds + 2 * row.step_seconds)
 
 
+def test_a_preset_that_changes_the_clip_is_measured_beside_itself_without(pipe: Any) -> None:
+    """Whole: steps with guidance and without differ, so that none stand for others."""
+    lossy = attrs.evolve(PRESET, guidance_until=0.5)
+    row = PipelineBenchmarker(pipe, steps={"tiny": 2}).measure(lossy, Quiet())
+    assert row.worked and not row.extrapolated and row.lossless and row.lossless.seconds > 0
+    assert row.lossless.scores["psnr"] < 100
+    assert PipelineBenchmarker(pipe).measure(PRESET, Quiet()).lossless is None
+
+
 def test_a_picture_of_the_clip_and_the_clip_are_kept(pipe: Any, tmp_path: Path) -> None:
     """In the folder that was named. Of a model that was not trained there is nothing to see, and nothing to score."""
     row = PipelineBenchmarker(pipe, pictures=tmp_path / "p").measure(PRESET, Quiet())

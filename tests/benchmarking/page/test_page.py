@@ -19,7 +19,7 @@ from wanstore.benchmarking import page
 from wanstore.benchmarking.cold_starts import ColdStarts, Start
 from wanstore.benchmarking.cost import PRICES
 from wanstore.benchmarking.report import BenchmarkReport
-from wanstore.benchmarking.rows import CompiledBlocks, MemoryPeaks, Quality
+from wanstore.benchmarking.rows import CompiledBlocks, Lossless, MemoryPeaks, Quality
 from wanstore.cli._terminal import text_table
 from wanstore.errors import DiskFullError, NotSupportedError
 
@@ -304,6 +304,15 @@ def test_compiled_blocks_stand_beside_eager_ones(tmp_path: Path) -> None:
     assert "| 480p/3s | 3.00 | 1.00 | 3.00× | 100 | 130 | 2 | 57.1 | 0.9991 |" in table and "480p/5s" not in table
     assert "no compiled blocks: none are stored" in section(text, "Results")
     assert "## Compiled blocks" not in written(report(row()), tmp_path)
+
+
+def test_a_preset_that_changes_the_clip_says_by_how_much(tmp_path: Path) -> None:
+    """And that this is not whether it is still good."""
+    found = row(lossless=Lossless(106.0, {"psnr": 24.5, "ssim": 0.8}))
+    quick = attrs.evolve(found, preset=attrs.evolve(found.preset, cache="first_block=0.1", guidance_until=0.6))
+    table = section(written(report(quick), tmp_path), "Presets that change the clip")
+    assert "first_block=0.1, guidance until 60% | 106 |" in table and "| 24.5 | 0.8000 |" in table and "eyes" in table
+    assert "## Presets that change the clip" not in written(report(row()), tmp_path)
 
 
 def said(svg: Path) -> set[str]:

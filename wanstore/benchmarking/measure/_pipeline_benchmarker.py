@@ -19,7 +19,7 @@ from wanstore.benchmarking.measure._clip import Watch, measure_clip, watch_memor
 from wanstore.benchmarking.measure._nvml import driver_version
 from wanstore.benchmarking.measure._reference_clips import open_clip, save_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
-from wanstore.benchmarking.rows import BenchmarkRow, CompiledBlocks, Quality, Round
+from wanstore.benchmarking.rows import BenchmarkRow, CompiledBlocks, Lossless, Quality, Round
 from wanstore.errors import DeviceError, DeviceMemoryError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.memory._estimate import GIB
@@ -107,6 +107,7 @@ class PipelineBenchmarker(Benchmarker):
             **self._pictures(frames, preset),
             clip_sha256=save_clip(frames, self.keep_clips, preset) if self.keep_clips else "",
             compiled=self._beside_eager(counted, frames, progress),
+            lossless=self._beside_lossless(counted, frames, progress) if counted.lossy else None,
         )
         return self._with_plan(row, watch)
 
@@ -138,6 +139,13 @@ class PipelineBenchmarker(Benchmarker):
         scores, _ = compare_clips(frames, without)
         return CompiledBlocks("", loading, statistics.median(eager.steps), scores, short.steps)
 
+    def _beside_lossless(self, preset: Preset, frames: Any, progress: Progress) -> Lossless:
+        from wanstore.benchmarking.measure._quality import compare_clips
+
+        one, without = measure_clip(self.pipe, preset.lossless, take=1, progress=progress)
+        scores, _ = compare_clips(frames, without)
+        return Lossless(one.seconds, scores)
+
     def _examine(self, frames: Any, preset: Preset) -> Quality:
         from wanstore.benchmarking.measure._quality import COMPARED, examine
 
@@ -166,8 +174,11 @@ class PipelineBenchmarker(Benchmarker):
 
 
 def steps_run(preset: Preset, steps: Mapping[str, int]) -> int:
-    """Denoising steps of a measured clip: the preset's, or fewer where `steps` says so."""
-    return min(preset.steps, steps.get(preset.name, preset.steps))
+    """Denoising steps of a measured clip: the preset's, or fewer where `steps` says so.
+
+    All of a lossy preset's: its steps differ, so that the rest cannot be extrapolated from some.
+    """
+    return preset.steps if preset.lossy else min(preset.steps, steps.get(preset.name, preset.steps))
 
 
 def row_of(preset: Preset, error: BaseException) -> BenchmarkRow:

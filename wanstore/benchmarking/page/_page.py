@@ -42,6 +42,7 @@ def write(report: BenchmarkReport, path: Path, *, prices: Prices | None = None) 
             sections.results(report, prices),
             sections.phases(report, pictures),
             sections.compiled(report),
+            sections.lossy(report),
             sections.memory(report, pictures),
             sections.costs(report, prices),
             sections.quality(report),

@@ -133,6 +133,32 @@ def compiled(report: BenchmarkReport) -> list[str]:
     return ["## Compiled blocks", "", *table(head, rows), "", note, ""]
 
 
+def lossy(report: BenchmarkReport) -> list[str]:
+    """What lossy presets save, and how much of the clip they change."""
+    rows = []
+    for row in report.rows:
+        if row.worked and (found := row.lossless):
+            savers = [row.preset.cache, f"guidance until {row.preset.guidance_until:.0%}"]
+            rows.append([
+                row.preset.name,
+                ", ".join(savers if row.preset.cache else savers[1:]),
+                number(found.seconds),
+                number(row.seconds_p50),
+                f"{found.seconds / row.seconds_p50:.2f}×",
+                number(found.scores.get("psnr")),
+                number(found.scores.get("ssim"), below_one=4),
+            ])  # fmt: skip
+    if not rows:
+        return []
+    head = ["preset", "saves by", "#s a clip without", "#s a clip", "#ratio", "#PSNR dB", "#SSIM"]
+    note = (
+        "PSNR and SSIM are between the two clips, of the same prompt and seed. They say how much a clip changes, not "
+        "whether it is still good: that takes trained weights, several prompts, and eyes. How often a cache is used "
+        "depends on the weights too, so with random ones its time says nothing."
+    )
+    return ["## Presets that change the clip", "", *table(head, rows), "", note, ""]
+
+
 def memory(report: BenchmarkReport, pictures: Mapping[str, str] | None) -> list[str]:
     """Peaks, and what they are held against."""
     rows = []

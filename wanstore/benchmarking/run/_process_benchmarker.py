@@ -191,7 +191,7 @@ class ProcessBenchmarker(Benchmarker):
         counted = self.warmup * min(WARM_UP_STEPS, steps) + self.rounds * steps
         if self.functions is not None:
             counted += 2 * COMPARED_STEPS if steps > COMPARED_STEPS else steps
-        return counted, step_weight(preset)
+        return counted + (steps if preset.lossy else 0), step_weight(preset)
 
 
 def step_weight(preset: Preset) -> int:
