@@ -119,13 +119,15 @@ class BlockFunctions:
     Inputs of a shape that has no function run eagerly, or are compiled first if `compiles`, with a warning in the log.
     So does a block that is not what was compiled: with LoRA layers, hooks, another attention backend, other dtypes or
     code, under autograd or autocast. That is looked at for each call, in microseconds, by torch's guards and by
-    `_structure`. What the user compiles takes the place of this. A function that fails is dropped.
+    `_structure`. What the user compiles takes the place of this. A function that fails is dropped. Where there is a
+    function and it cannot be used, the log says so, once.
     """
 
     def __init__(self, functions: Mapping[Shape, Any], *, compiles: bool = False) -> None:
         self._functions = {shape: [function] for shape, function in functions.items()}
         self._compiles = compiles
         self._paused = False
+        self._warned = False
         self._structure: Any = None
         self.runs = 0
         """How many times a block was run by a function."""
@@ -135,12 +137,17 @@ class BlockFunctions:
         self._functions.setdefault(shape, []).append(function)
 
     def attach(self, transformer: Any) -> None:
-        """Run the transformer's blocks from now on. They are what was compiled, unless their code is patched."""
-        if not _is_patched(transformer.blocks[0]):
-            self._structure = _structure(transformer.blocks[0])
+        """Run the transformer's blocks from now on, which are as they were when functions were made."""
+        self._structure = _structure(transformer.blocks[0])
         for block in transformer.blocks:
             # A copy or a pickle of a module leaves this out, and `module.compile()` replaces it.
             block._compiled_call_impl = partial(self._run, weakref.ref(block))
+
+    def detach(self, transformer: Any) -> None:
+        """Have blocks run as before, but for those that somebody else has compiled."""
+        for block in transformer.blocks:
+            if getattr(block._compiled_call_impl, "func", None) == self._run:
+                block._compiled_call_impl = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -153,11 +160,17 @@ class BlockFunctions:
 
     def _run(self, reference: Any, *inputs: Any, **named: Any) -> Any:
         block = reference()
-        as_it_was = self._paused or bool(named) or _is_special(inputs)
-        if as_it_was or _structure(block, inputs[0].device) != self._structure:
+        if self._paused or named or _is_special(inputs):
             return block._call_impl(*inputs, **named)
         shape, given = (inputs[0].shape[0], inputs[0].shape[1]), _contiguous(inputs)
-        for function in self._fitting(block, shape, given):
+        structure = _structure(block, inputs[0].device)
+        fitting = self._fitting(block, shape, given) if structure and structure == self._structure else []
+        if not fitting and shape in self._functions and not self._warned:
+            self._warned = True
+            _LOG.warning(
+                "blocks are not what was compiled (an adapter, a hook, other code, a setting), and run eagerly"
+            )
+        for function in fitting:
             try:
                 result = function.fn(block, *given)
             except Exception as error:
@@ -192,6 +205,7 @@ class BlockFunctions:
             return []
 
     def _give_up(self, shape: Shape, error: Exception) -> None:
+        self._warned = True
         self._functions[shape] = [_NeverFits()] * _MOST_FUNCTIONS
         told = "blocks for %d × %d tokens cannot run compiled, and run eagerly: %s"
         _LOG.warning(told, *shape, why(error))
@@ -257,7 +271,7 @@ def _is_own(module: Any, forward: Any) -> bool:
     return forward is None or (getattr(forward, "__self__", None) is module and forward.__func__ is kind.forward)
 
 
-def _is_patched(block: Any) -> bool:
+def is_patched(block: Any) -> bool:
     """Whether code that a function was made of has been replaced by somebody else's."""
     homes = tuple(f"{Path(str(library.__file__)).parent}/" for library in (torch, diffusers))
     code = [one for one in _structure(block) or () if not isinstance(one, tuple)]

@@ -15,7 +15,7 @@ import torch
 
 from wanstore.building._artifacts import read_functions
 from wanstore.building._attention import NATIVE, use_backend
-from wanstore.building._block_functions import BlockFunctions, describe, load_function, why
+from wanstore.building._block_functions import BlockFunctions, describe, is_patched, load_function, why
 from wanstore.building._check import told_if_changed
 from wanstore.building._skeleton import fill_model, wanted_tensors
 from wanstore.building._weight_files import check_fit, open_weights
@@ -139,6 +139,11 @@ def apply_functions(pipe: Any, attention: str) -> Compiled:
     Nothing that is wrong about functions is an error: the pipeline runs without them.
     """
     origin, functions, reason = pipe._origin, {}, ""
+    if pipe._functions:
+        pipe._functions.detach(pipe.transformer)
+        pipe._functions = None
+    if is_patched(pipe.transformer.blocks[0]):
+        return Compiled(origin.compile, reason="code of torch or diffusers that blocks run was patched")
     try:
         stored = read_functions(origin.functions, describe(pipe.transformer, pipe.device, attention))
         functions = {shape: load_function(data, pipe.device) for shape, data in stored.items()}
@@ -146,10 +151,12 @@ def apply_functions(pipe: Any, attention: str) -> Compiled:
         reason = error.what
     except Exception as error:  # noqa: BLE001  torch's compiler fails in many ways
         reason = why(error)
-    if functions or origin.compile == "on":
-        pipe._functions = BlockFunctions(functions, compiles=origin.compile == "on")
+    compiles = origin.compile == "on"
+    if functions or compiles:
+        pipe._functions = BlockFunctions(functions, compiles=compiles)
         pipe._functions.attach(pipe.transformer)
-    return Compiled(origin.compile, tuple(f"{batch}x{tokens}" for batch, tokens in sorted(functions)), reason)
+    shapes = tuple(f"{batch}x{tokens}" for batch, tokens in sorted(functions))
+    return Compiled(origin.compile, shapes, compiles, reason)
 
 
 def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) -> None:

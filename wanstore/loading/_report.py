@@ -39,19 +39,20 @@ class Attention:
 class Compiled:
     """Whether the transformer's blocks run compiled: what was asked for, for which inputs, and why not if not.
 
-    `shapes` are clips at once × tokens of each, as `1x20280`, for which the store had functions.
+    `shapes` are clips at once × tokens of each, as `1x20280`, for which the store had functions. `as_they_come` says
+    whether others are compiled when a clip needs them.
     """
 
     asked: str
     shapes: tuple[str, ...] = ()
+    as_they_come: bool = False
     reason: str = ""
 
     def __str__(self) -> str:
-        if self.shapes:
-            told = f"blocks compiled for {', '.join(self.shapes)} tokens"
-        else:
-            told = f"no compiled blocks: {self.reason}"
-        return told + (", others as they come" if self.asked == "on" else "")
+        if not (self.shapes or self.as_they_come):
+            return f"no compiled blocks: {self.reason}"
+        sizes = [f"for {', '.join(self.shapes)} tokens"] if self.shapes else []
+        return f"blocks compiled {', others '.join([*sizes, *(['as they come'] if self.as_they_come else [])])}"
 
 
 @attrs.frozen
