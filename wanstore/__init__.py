@@ -28,13 +28,14 @@ __all__ = [
     "bench",
     "benchmark",
     "compile_blocks",
+    "copy",
     "load",
     "open_store",
     "setup",
 ]
 
 if TYPE_CHECKING:
-    from wanstore.api import activate, bench, benchmark, compile_blocks, load, setup
+    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, setup
     from wanstore.errors import WanstoreError
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
     from wanstore.loading._pipeline import WanPipeline
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from wanstore.stores import open_store
 else:  # a checker that saw this would accept any name
     _HOMES = {
-        "wanstore.api": ("activate", "bench", "benchmark", "compile_blocks", "load", "setup"),
+        "wanstore.api": ("activate", "bench", "benchmark", "compile_blocks", "copy", "load", "setup"),
         "wanstore.errors": ("WanstoreError",),
         "wanstore.interfaces": ("Benchmarker", "Converter", "Progress", "Stage", "VerifyReport", "WeightStore"),
         "wanstore.loading._pipeline": ("WanPipeline",),

@@ -1,4 +1,4 @@
-"""What users call: setup, load, activate, compile_blocks, bench, benchmark. Each puts the folders below together."""
+"""What users call: setup, load, activate, bench and others. Each puts the folders below together."""
 
 from __future__ import annotations
 
@@ -125,6 +125,50 @@ def setup(
         )
         stage.seal(manifest)
     return manifest
+
+
+def copy(
+    name: str,
+    source: WeightStore | str | Path,
+    target: WeightStore | str | Path,
+    *,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Copy a stored pipeline to another store: the same bytes, the same manifest, the same digest.
+
+    Every byte is compared with its hash on the way. Nobody sees the copy before it is whole. An interrupted call is
+    resumed by the next one, which copies the files that are missing. A remote source is downloaded into the cache
+    first. Compiled functions stay behind: they are for one GPU, and made again there.
+
+    Example:
+        ```python
+        wanstore.copy("wan2.1-fp16", "modal://anime-models", "/data/models")
+        ```
+
+    Args:
+        name: the pipeline, in both stores.
+        source: the store that has it, or its path or URL.
+        target: the store that gets it, or its path or URL.
+        replace: replace another pipeline of that name in one step.
+        progress: receives the bytes copied.
+
+    Returns:
+        The manifest. If the target has it already, nothing is done.
+
+    Raises:
+        NotFoundError: the source has no such pipeline.
+        AlreadyExistsError: the target has another one of that name, and not `replace`.
+        DamagedError: the source is not what its manifest says. The target stays as it was.
+        ChangedError: the source was replaced meanwhile.
+        NotSupportedError: both are the same store.
+        DiskFullError, AccessError, BusyError: the target cannot be written.
+    """
+    from wanstore.stores._copy import copy_pipeline
+
+    return copy_pipeline(
+        check_name(name), _as_store(source), _as_store(target), replace=replace, progress=progress or Quiet()
+    )
 
 
 def load(

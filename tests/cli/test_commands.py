@@ -383,6 +383,17 @@ def gib(peaks: dict[str, str]) -> float:
     return float(peaks["decoding"].removesuffix(" GiB"))
 
 
+def test_copy_puts_a_pipeline_into_another_store(store: Path, tmp_path: Path) -> None:
+    """And says what it did; what cannot be is one line."""
+    run = wanstore("copy", "w", "--from", store, "--to", tmp_path / "there")
+    assert run.returncode == 0 and run.stdout.startswith("w: ") and "sealed in" in run.stdout
+    assert in_here("verify", "w", "--store", tmp_path / "there").exit_code == 0
+    again = wanstore("copy", "w", "--from", store, "--to", tmp_path / "there")
+    assert again.returncode == 0 and "nothing to do" in again.stderr
+    wrong = wanstore("copy", "x", "--from", store, "--to", tmp_path / "there")
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+
+
 # --- compiled functions
 
 

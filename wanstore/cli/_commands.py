@@ -183,6 +183,34 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name")
+@click.option("--from", "source", required=True, callback=filled, help="The store that has it.")
+@click.option("--to", "target", required=True, callback=filled, help="The store that gets it.")
+@click.option("--replace", is_flag=True, help="Replace another pipeline of that name in one step.")
+@json_option
+def copy(name: str, source: str, target: str, replace: bool, as_json: bool) -> None:
+    """Copy a pipeline to another store, every byte compared with its hash.
+
+    An interrupted run resumes when you run the same command again. If the same pipeline is there, nothing is done.
+
+    \b
+    Example:
+      wanstore copy wan2.1-fp16 --from modal://anime-models --to ./models
+    """
+    from wanstore._formats._json import to_json
+    from wanstore.api import copy as run_copy
+    from wanstore.cli._terminal import TerminalProgress, human_bytes
+
+    with TerminalProgress(quiet=as_json) as progress:
+        manifest = run_copy(name, source, target, replace=replace, progress=progress)
+    if as_json:
+        print_json(to_json(manifest))
+    else:
+        size, place = human_bytes(manifest.size_bytes), without_secrets(target)
+        click.echo(f"{name}: {len(manifest.files)} files, {size}, sealed in {place}")
+
+
+@main.command()
+@click.argument("name")
 @store_option
 @json_option
 def delete(name: str, store_url: str, as_json: bool) -> None:

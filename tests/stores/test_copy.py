@@ -1,0 +1,210 @@
+"""A pipeline is copied whole, as it is, or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import wanstore
+from wanstore.errors import AlreadyExistsError, ChangedError, DamagedError, DiskFullError, NotFoundError
+from wanstore.manifest import parse_manifest
+from wanstore.stores import _copy
+from wanstore.stores.local import LocalStore
+from wanstore.stores.modal import ModalVolumeStore
+from wanstore.testing.manifests import with_unknown_key
+from wanstore.testing.stores import contents, put
+
+FILES = {"a.bin": b"a" * 3_000_000, "folder/b.bin": os.urandom(100), "empty": b""}
+
+
+class Heard:
+    """A `Progress` that adds up what was copied, and may do something when it begins."""
+
+    def __init__(self, at_start: Any = lambda: None) -> None:
+        self.messages: list[str] = []
+        self.total = self.done = 0
+        self._at_start = at_start
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        self.total = total
+        self._at_start()
+
+    def advance(self, task: str, amount: int) -> None:
+        self.done += amount
+
+    def finish(self, task: str) -> None: ...
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> LocalStore:
+    """A store with one pipeline, `w`."""
+    store = LocalStore(tmp_path / "source")
+    put(store, "w", FILES)
+    return store
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "target")
+
+
+def test_the_copy_has_the_same_bytes_and_the_same_digest(source: LocalStore, target: LocalStore) -> None:
+    """The manifest included; both are whole, and nothing of the copying is left."""
+    heard = Heard()
+    manifest = wanstore.copy("w", source, target, progress=heard)
+    assert contents(source.local_path("w")) == contents(target.local_path("w"))
+    assert target.manifest("w").digest == manifest.digest and target.verify("w").ok
+    assert heard.done == heard.total == manifest.size_bytes
+    assert not list((target.root / ".wanstore/stages").iterdir())
+
+
+def test_to_a_modal_volume_and_back(source: LocalStore, target: LocalStore, client: object) -> None:
+    """From outside and from a container: the same digest in three stores."""
+    volume = ModalVolumeStore("modal://models")
+    for there, here in ((source, volume), (volume, target)):
+        wanstore.copy("w", there, here)
+    assert contents(source.local_path("w")) == contents(target.local_path("w"))
+    assert volume.verify("w").ok and volume.manifest("w").digest == target.manifest("w").digest
+    heard = Heard()
+    wanstore.copy("w", source.root, "modal://models", progress=heard)
+    assert "nothing to do" in heard.messages[0]
+
+
+def test_what_a_later_version_wrote_into_the_manifest_is_kept(source: LocalStore, target: LocalStore) -> None:
+    """A copy is no place to lose keys that this version does not know."""
+    with source.stage("later") as stage:
+        (stage.path / "a").write_bytes(b"a")
+        stage.seal(with_unknown_key(put(LocalStore(target.root / "scratch"), "later", {"a": b"a"})))
+    wanstore.copy("later", source, target)
+    path = target.local_path("later") / "wanstore.json"
+    assert path.read_bytes() == (source.local_path("later") / "wanstore.json").read_bytes()
+    assert "of_a_later_version" in parse_manifest(path.read_bytes(), "it", "later").document
+
+
+def test_the_same_pipeline_is_not_copied_again(source: LocalStore, target: LocalStore) -> None:
+    """It is said."""
+    wanstore.copy("w", source, target)
+    heard = Heard()
+    wanstore.copy("w", source, target, progress=heard)
+    assert heard.total == 0 and "nothing to do" in heard.messages[0]
+
+
+def test_another_one_of_that_name_stays_unless_it_is_to_be_replaced(source: LocalStore, target: LocalStore) -> None:
+    """Then in one step."""
+    other = put(target, "w", {"other": b"other"})
+    with pytest.raises(AlreadyExistsError):
+        wanstore.copy("w", source, target)
+    assert target.manifest("w").digest == other.digest
+    wanstore.copy("w", source, target, replace=True)
+    assert contents(source.local_path("w")) == contents(target.local_path("w"))
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "gone", "a link"])
+def test_a_damaged_source_is_not_copied(source: LocalStore, target: LocalStore, damage: str) -> None:
+    """With the file that is damaged; the target has nothing of it, and the next copy of a whole one works."""
+    path = source.local_path("w") / "a.bin"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "altered":
+        path.write_bytes(whole[:-1] + b"b")
+    elif damage == "cut":
+        path.write_bytes(whole[:-1])
+    elif damage == "a link":
+        (path.parent.parent / "elsewhere").write_bytes(whole)
+        path.symlink_to(path.parent.parent / "elsewhere")
+    with pytest.raises(DamagedError, match=r"a\.bin"):
+        wanstore.copy("w", source, target)
+    assert not target.list().pipelines and not list((target.root / ".wanstore/stages").iterdir())
+    path.unlink(missing_ok=True)
+    path.write_bytes(whole)
+    wanstore.copy("w", source, target)
+    assert target.verify("w").ok
+
+
+def test_a_source_that_is_replaced_meanwhile_is_told_as_such(source: LocalStore, target: LocalStore) -> None:
+    """Its files look damaged by the manifest that was read before."""
+    with pytest.raises(ChangedError, match="Copy it again"):
+        wanstore.copy("w", source, target, progress=Heard(lambda: put(source, "w", {"a.bin": b"new"}, replace=True)))
+    assert not target.list().pipelines
+
+
+def test_what_has_no_room_is_refused_before_anything_is_copied(
+    source: LocalStore, target: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both figures."""
+    monkeypatch.setattr(_copy, "free_bytes", lambda _: 10)
+    heard = Heard()
+    with pytest.raises(DiskFullError, match="room for"):
+        wanstore.copy("w", source, target, progress=heard)
+    assert heard.total == 0
+
+
+def test_a_store_is_not_copied_into_itself_and_what_is_not_there_is_told(
+    source: LocalStore, target: LocalStore
+) -> None:
+    """Each in one line."""
+    with pytest.raises(wanstore.WanstoreError, match="Name two stores"):
+        wanstore.copy("w", source, source.root)
+    with pytest.raises(NotFoundError, match="no pipeline 'x'"):
+        wanstore.copy("x", source, target)
+
+
+KILLED = """
+import sys, wanstore
+from wanstore.stores import _copy
+_copy._BLOCK_BYTES = 1 << 16
+class Slow:
+    def start(self, *_): print("begun", flush=True)
+    def advance(self, *_): import time; time.sleep(0.01)
+    def finish(self, *_): pass
+    def message(self, *_): pass
+wanstore.copy("w", sys.argv[1], sys.argv[2], progress=Slow())
+"""
+
+
+def test_a_copy_that_was_killed_is_resumed_by_the_next(source: LocalStore, target: LocalStore) -> None:
+    """What was whole is not copied again: a small file is done long before the large one."""
+    command = [sys.executable, "-c", KILLED, str(source.root), str(target.root)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    staged = target.root / ".wanstore/stages/w/pipeline/folder/b.bin"
+    deadline = time.monotonic() + 20
+    while not staged.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not target.list().pipelines
+    before = staged.stat().st_ino
+    wanstore.copy("w", source, target)
+    assert (target.local_path("w") / "folder/b.bin").stat().st_ino == before and target.verify("w").ok
+
+
+def test_an_error_in_one_file_does_not_wait_for_the_others(
+    source: LocalStore, target: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C neither: they stop at the next block."""
+    monkeypatch.setattr(_copy, "_BLOCK_BYTES", 1 << 10)
+
+    class Stops(Heard):
+        def advance(self, task: str, amount: int) -> None:
+            super().advance(task, amount)
+            raise KeyboardInterrupt
+
+    heard = Stops()
+    with pytest.raises(KeyboardInterrupt):
+        wanstore.copy("w", source, target, progress=heard)
+    assert heard.done < heard.total and not target.list().pipelines
+    assert attrs.asdict(wanstore.copy("w", source, target))["name"] == "w"

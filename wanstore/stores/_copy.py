@@ -1,0 +1,113 @@
+"""A sealed pipeline from one store to another: the same bytes, the same manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from wanstore._error_translation import unreadable
+from wanstore._files import free_bytes, hash_file
+from wanstore.errors import ChangedError, DamagedError, DiskFullError, NotFoundError, NotSupportedError
+from wanstore.interfaces import Progress, Stage, WeightStore
+from wanstore.manifest import FileEntry, Manifest
+
+_BLOCK_BYTES = 4 << 20
+_FILES_AT_ONCE = 4
+
+
+def copy_pipeline(
+    name: str, source: WeightStore, target: WeightStore, *, replace: bool, progress: Progress
+) -> Manifest:
+    """See `wanstore.copy`."""
+    if source.url == target.url:
+        raise NotSupportedError(f"{source.url} is both the source and the target", "Name two stores")
+    manifest = source.manifest(name)
+    if _holds(target, manifest):
+        progress.message(f"{name} is already there, with the same digest: nothing to do")
+        return manifest
+    with target.stage(name, replace=replace, resume=f"copy {manifest.digest}") as stage:
+        _check_space(stage, manifest)
+        folder = source.local_path(name)
+        try:
+            _copy_files(folder, stage, manifest, progress)
+        except (DamagedError, NotFoundError) as error:
+            stage.discard()
+            if source.manifest(name).digest != manifest.digest:
+                raise ChangedError(f"{name} was replaced while it was copied", "Copy it again") from error
+            raise
+        stage.seal(manifest)
+    return manifest
+
+
+def _holds(target: WeightStore, manifest: Manifest) -> bool:
+    try:
+        return target.manifest(manifest.name).digest == manifest.digest
+    except (NotFoundError, DamagedError):  # what is damaged can be replaced
+        return False
+
+
+def _check_space(stage: Stage, manifest: Manifest) -> None:
+    free, there = free_bytes(stage.path), sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
+    if free is not None and free < manifest.size_bytes - there:
+        raise DiskFullError(
+            f"{manifest.name} has {manifest.size_bytes / 1e9:.2f} GB, and {stage.path} has room for {free / 1e9:.2f}",
+            "Free some space and run the same command again",
+        )
+
+
+def _copy_files(folder: Path, stage: Stage, manifest: Manifest, progress: Progress) -> None:
+    task, stop = f"copy {manifest.name}", threading.Event()
+    progress.start(task, manifest.size_bytes)
+    with ThreadPoolExecutor(min(_FILES_AT_ONCE, os.cpu_count() or 1)) as pool:
+        copies = [
+            pool.submit(_copy_file, folder, stage, entry, partial(progress.advance, task), stop)
+            for entry in manifest.files
+        ]
+        try:
+            for copied in copies:
+                copied.result()
+        finally:
+            stop.set()  # a file has gigabytes: an error in one, or Ctrl-C, does not wait for the others
+            pool.shutdown(cancel_futures=True)
+    progress.finish(task)
+
+
+def _copy_file(folder: Path, stage: Stage, entry: FileEntry, advance: partial[None], stop: threading.Event) -> None:
+    """Copy one file, hashed in passing; a whole one of an earlier run stays."""
+    target = stage.path / entry.path
+    if target.is_file() and target.stat().st_size == entry.size_bytes and hash_file(target) == entry.sha256:
+        advance(entry.size_bytes)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = stage.scratch / hashlib.sha256(entry.path.encode()).hexdigest()
+    found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
+    with _open(folder / entry.path) as file, draft.open("wb", buffering=0) as written:
+        while (count := file.readinto(block)) and not stop.is_set():
+            found.update(block[:count])
+            done = 0
+            while done < count:  # the kernel may take less
+                done += written.write(block[done:count]) or 0
+            advance(count)
+    if stop.is_set():
+        return
+    if found.hexdigest() != entry.sha256:
+        raise DamagedError(
+            f"{folder / entry.path} is not what its manifest says: its SHA-256 is another",
+            "Look at it with: wanstore verify",
+        )
+    draft.replace(target)
+
+
+def _open(path: Path) -> io.FileIO:
+    """A regular file of the source; a link is none."""
+    try:
+        return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0)
+    except PermissionError as error:
+        raise unreadable(path) from error
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror})", "Look at it with: wanstore verify") from error
