@@ -16,7 +16,8 @@ from huggingface_hub import constants
 
 import wanstore
 from wanstore import _setup
-from wanstore.errors import DiskFullError, UnreachableError
+from wanstore.cli._terminal import plan_lines
+from wanstore.errors import AlreadyExistsError, DiskFullError, UnreachableError
 from wanstore.interfaces import Listing, Quiet
 from wanstore.stores.local import LocalStore
 from wanstore.testing.hub import Fault, LoopbackHub
@@ -49,6 +50,36 @@ def run(hub: LoopbackHub, *arguments: str, **more: str) -> subprocess.CompletedP
     return subprocess.run(
         command(hub, *arguments), env=environment(hub, **more), capture_output=True, text=True, check=False
     )
+
+
+def test_a_dry_run_says_what_setup_would_do_and_writes_nothing(hub: LoopbackHub, store: LocalStore) -> None:
+    """Only headers are fetched: nothing of a file that is longer than a header can be, unless by a range."""
+    plan = wanstore.plan_setup(REPO, store, name="w")
+    assert not store.root.exists()
+    assert (plan.todo, plan.fits) == ("convert", True) and plan.source.location == REPO
+    weights = [request for request in hub.requests if request.path.endswith(".safetensors") and request.method == "GET"]
+    assert weights and all(request.range for request in weights)
+    manifest = wanstore.setup(REPO, store, name="w")
+    stored = [entry for entry in manifest.files if entry.path.endswith(".safetensors")]
+    assert sum(entry.size_bytes for entry in stored) == plan.stored_bytes < plan.fetched_bytes < plan.peak_bytes * 2
+    assert {entry.path for entry in stored} == set(plan.files)
+    again = wanstore.plan_setup(REPO, store, name="w")
+    assert again.todo == "nothing" and "nothing to do" in plan_lines(again)[0]
+
+
+def test_a_dry_run_says_whether_it_fits(
+    hub: LoopbackHub, store: LocalStore, tiny_bf16: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And refuses what setup would refuse."""
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda _: 10)
+    assert "does NOT fit" in plan_lines(wanstore.plan_setup(REPO, store))[-1]
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda _: None)
+    plan = wanstore.plan_setup(str(tiny_bf16), store)
+    assert plan.fits is None and plan.fetched_bytes == 0 and plan_lines(plan)[1] == "downloads nothing"
+    wanstore.setup(str(tiny_bf16), store, name="w")
+    with pytest.raises(AlreadyExistsError):
+        wanstore.plan_setup(REPO, store, name="w")
+    assert "would replace" in plan_lines(wanstore.plan_setup(REPO, store, name="w", replace=True))[0]
 
 
 def test_the_hub_and_a_folder_give_the_same_pipeline(hub: LoopbackHub, tiny_fp32: Path, store: LocalStore) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "MemoryPlan",
     "Preset",
     "Progress",
+    "SetupPlan",
     "Stage",
     "VerifyReport",
     "WanPipeline",
@@ -31,11 +32,13 @@ __all__ = [
     "copy",
     "load",
     "open_store",
+    "plan_setup",
     "setup",
 ]
 
 if TYPE_CHECKING:
-    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, setup
+    from wanstore._setup import SetupPlan
+    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, plan_setup, setup
     from wanstore.errors import WanstoreError
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
     from wanstore.loading._pipeline import WanPipeline
@@ -45,7 +48,8 @@ if TYPE_CHECKING:
     from wanstore.stores import open_store
 else:  # a checker that saw this would accept any name
     _HOMES = {
-        "wanstore.api": ("activate", "bench", "benchmark", "compile_blocks", "copy", "load", "setup"),
+        "wanstore._setup": ("SetupPlan",),
+        "wanstore.api": ("activate", "bench", "benchmark", "compile_blocks", "copy", "load", "plan_setup", "setup"),
         "wanstore.errors": ("WanstoreError",),
         "wanstore.interfaces": ("Benchmarker", "Converter", "Progress", "Stage", "VerifyReport", "WeightStore"),
         "wanstore.loading._pipeline": ("WanPipeline",),

@@ -7,6 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
+
+import attrs
 
 from wanstore._files import files_below, free_bytes
 from wanstore._formats._json import digest_of, read_json
@@ -22,6 +25,40 @@ from wanstore.errors import (
 )
 from wanstore.interfaces import ConversionPlan, Converter, Progress, Source, Stage, WeightStore
 from wanstore.manifest import Manifest, SourceRecord
+
+Todo = Literal["convert", "replace", "nothing"]
+
+
+@attrs.frozen
+class SetupPlan:
+    """What a setup would do, and what it takes.
+
+    Attributes:
+        name: what the store would call the pipeline.
+        todo: `convert`, `replace` what is there, or `nothing`: it is there, by the same recipe.
+        source: where the weights come from.
+        model: such as T2V-1.3B; "" if it is another.
+        fetched_bytes: what would be downloaded; 0 from a folder.
+        stored_bytes: the weights as they would be stored.
+        peak_bytes: the most disk space in use at once, beside what is stored already.
+        free_bytes: room where the store is staged; None if nobody can tell.
+        files: the weight files that would be written.
+    """
+
+    name: str
+    todo: Todo
+    source: SourceRecord
+    model: str = ""
+    fetched_bytes: int = 0
+    stored_bytes: int = 0
+    peak_bytes: int = 0
+    free_bytes: int | None = None
+    files: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether there is room; None if nobody can tell."""
+        return None if self.free_bytes is None else self.peak_bytes <= self.free_bytes
 
 
 def open_source(
@@ -63,32 +100,38 @@ def recipe_of(source: SourceRecord, converter: Converter) -> str:
     )
 
 
-def existing_manifest(store: WeightStore, name: str, recipe: str, replace: bool, progress: Progress) -> Manifest | None:
-    """The stored manifest if it is of the same recipe; None if setup has something to do."""
+def what_to_do(store: WeightStore, name: str, recipe: str, replace: bool) -> tuple[Todo, Manifest | None]:
+    """What setup has to do for `name`; with `nothing`, the manifest that is there by the same recipe."""
     try:
         manifest = store.manifest(name)
     except NotFoundError:
-        return None
+        return "convert", None
     except WanstoreError:
         if replace:  # a damaged manifest is what --replace is for
-            return None
+            return "replace", None
         raise
     if manifest.recipe == recipe:
-        if replace:
-            try:
-                whole = store.verify(name, progress=progress).ok
-            except NotFoundError:  # deleted meanwhile
-                return None
-            if not whole:
-                progress.message(f"{name} is damaged: making it again")
-                return None
-        return manifest
+        return "nothing", manifest
     if replace:
-        return None
+        return "replace", None
     raise AlreadyExistsError(
         f"{name!r} already holds {manifest.source.location} at {manifest.source.commit[:12]}, made by another recipe",
         "Choose another name, or replace it with --replace",
     )
+
+
+def existing_manifest(store: WeightStore, name: str, recipe: str, replace: bool, progress: Progress) -> Manifest | None:
+    """The stored manifest if it is of the same recipe, and whole if `replace`; None if setup has something to do."""
+    _, manifest = what_to_do(store, name, recipe, replace)
+    if manifest and replace:
+        try:
+            whole = store.verify(name, progress=progress).ok
+        except NotFoundError:  # deleted meanwhile
+            return None
+        if not whole:
+            progress.message(f"{name} is damaged: making it again")
+            return None
+    return manifest
 
 
 def check_fits_models(plan: ConversionPlan) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from wanstore._installed import versions
 from wanstore._setup import (
+    SetupPlan,
     check_fits_models,
     check_free_space,
     check_small_files,
@@ -17,6 +18,7 @@ from wanstore._setup import (
     make_converter,
     open_source,
     recipe_of,
+    what_to_do,
 )
 from wanstore.choices import AttentionBackend, CompileMode, ComponentName, DtypeName, MemoryMode, WeightsMode
 from wanstore.errors import NotSupportedError, WanstoreError
@@ -125,6 +127,62 @@ def setup(
         )
         stage.seal(manifest)
     return manifest
+
+
+def plan_setup(
+    source: str,
+    store: WeightStore | str | Path,
+    *,
+    name: str = "wan2.1-fp16",
+    revision: str | None = None,
+    replace: bool = False,
+    converter: Converter | str = "fp16",
+    progress: Progress | None = None,
+) -> SetupPlan:
+    """What `setup` with these arguments would download and store, and whether it fits. Nothing is written.
+
+    Headers are read, no weights. What `setup` would refuse by them is refused here.
+
+    Example:
+        ```python
+        plan = wanstore.plan_setup("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "/data/models")
+        print(plan.fetched_bytes, plan.fits)
+        ```
+
+    Args:
+        source: as for `setup`.
+        store: as for `setup`.
+        name: as for `setup`.
+        revision: as for `setup`.
+        replace: as for `setup`. A stored pipeline of the same recipe is not verified here.
+        converter: as for `setup`.
+        progress: receives progress updates.
+
+    Raises:
+        AlreadyExistsError, SourceError, NotFoundError, AccessError, UnreachableError: as for `setup`.
+    """
+    progress = progress or Quiet()
+    check_name(name)
+    store = _as_store(store)
+    converter = make_converter(converter) if isinstance(converter, str) else converter
+    published = open_source(source, revision, progress=progress)
+    todo, _ = what_to_do(store, name, recipe_of(published.record, converter), replace)
+    if todo == "nothing":
+        return SetupPlan(name, todo, published.record)
+    plan = converter.plan(published)
+    check_fits_models(plan)
+    fetched = published.record.kind == "hub"
+    return SetupPlan(
+        name=name,
+        todo=todo,
+        source=published.record,
+        model=model_of(plan.configs["transformer"]),
+        fetched_bytes=plan.source_bytes if fetched else 0,
+        stored_bytes=plan.stored_bytes,
+        peak_bytes=plan.peak_bytes if fetched else plan.stored_bytes,
+        free_bytes=store.free_bytes(),
+        files=tuple(shard.path for shard in plan.shards),
+    )
 
 
 def copy(

@@ -174,6 +174,10 @@ class WeightStore(ABC):
     def delete(self, name: str) -> None:
         """Delete the pipeline `name`, damaged or not. A reader sees all of it or nothing of it."""
 
+    def free_bytes(self) -> int | None:
+        """Room for what a stage writes; None if nobody can tell. Optional. Creates nothing."""
+        return None
+
     def sweep(self) -> None:
         """Delete what dead processes left behind, and leave alone what running ones write. Optional."""
 

@@ -66,9 +66,11 @@ def main() -> None:
               help="An option of the converter, such as overflow=clamp of fp16. May be repeated.")  # fmt: skip
 @click.option("--keep-source", type=FilledPath(path_type=Path, file_okay=False),
               help="Keep the downloaded source in this folder.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what would be downloaded and stored, and whether it fits.")
 @json_option
 def setup(source: str, store_url: str, name: str, as_json: bool, converter_name: str,
-          converter_options: dict[str, str], **options: Any) -> None:  # fmt: skip
+          converter_options: dict[str, str], keep_source: Path | None, dry_run: bool,
+          **options: Any) -> None:  # fmt: skip
     """Download SOURCE, convert it to float16 and store it.
 
     SOURCE is a Hub repo in the Diffusers layout, or a folder of that layout. An interrupted run resumes when you
@@ -80,12 +82,22 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
     """
     from wanstore._formats._json import to_json
     from wanstore._setup import make_converter
+    from wanstore.api import plan_setup
     from wanstore.api import setup as run_setup
-    from wanstore.cli._terminal import TerminalProgress, human_bytes
+    from wanstore.cli._terminal import TerminalProgress, human_bytes, plan_lines
 
     converter = make_converter(converter_name, converter_options)
+    if dry_run:
+        plan = plan_setup(source, store_url, name=name, converter=converter, **options)
+        if as_json:
+            print_json({**to_json(plan), "fits": plan.fits})
+        else:
+            click.echo("\n".join(plan_lines(plan)))
+        return
     with TerminalProgress(quiet=as_json) as progress:
-        manifest = run_setup(source, store_url, name=name, converter=converter, progress=progress, **options)
+        manifest = run_setup(
+            source, store_url, name=name, converter=converter, keep_source=keep_source, progress=progress, **options
+        )
     if as_json:
         print_json(to_json(manifest))
     else:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
     from rich.table import Table
 
+    from wanstore._setup import SetupPlan
+
+_RATES = (50_000_000, 200_000_000, 1_000_000_000)
+"""Bytes a second that a download's time is told for."""
 _SPEED_SECONDS = 120
 """The time left is estimated over this long: a denoising step may take half a minute."""
 
@@ -137,6 +141,23 @@ def text_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: 
     for row in rows:
         table.add_row(*(Text(escaped(cell)) for cell in row))
     return table
+
+
+def plan_lines(plan: SetupPlan) -> list[str]:
+    """What `wanstore setup --dry-run` shows."""
+    source = f"{plan.source.location} ({plan.source.kind}) at {plan.source.commit[:12]}"
+    if plan.todo == "nothing":
+        return [f"{plan.name} is already there, made by the same recipe from {source}: nothing to do"]
+    done = "would replace what is there, made" if plan.todo == "replace" else "would be made"
+    times = ", ".join(f"{plan.fetched_bytes / rate:.0f} s at {human_bytes(rate)}/s" for rate in _RATES)
+    room = {None: "room is not known", True: "fits", False: "does NOT fit"}[plan.fits]
+    free = "" if plan.free_bytes is None else f", {human_bytes(plan.free_bytes)} are free"
+    return [
+        f"{plan.name} {done} from {source}" + (f", {plan.model}" if plan.model else ""),
+        f"downloads {human_bytes(plan.fetched_bytes)}: {times}" if plan.fetched_bytes else "downloads nothing",
+        f"stores {human_bytes(plan.stored_bytes)} in {len(plan.files)} weight files",
+        f"needs {human_bytes(plan.peak_bytes)} of disk at most{free}: {room}",
+    ]
 
 
 def list_table(manifests: Iterable[Manifest]) -> Table:

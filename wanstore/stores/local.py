@@ -25,7 +25,7 @@ import attrs
 from filelock import FileLock, Timeout
 
 from wanstore._error_translation import plain_os_errors, reason_of, unconfirmed
-from wanstore._files import identity, make_folder, read_small_file, remove_tree, sync, sync_tree
+from wanstore._files import free_bytes, identity, make_folder, read_small_file, remove_tree, sync, sync_tree
 from wanstore.errors import AlreadyExistsError, BusyError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Listing, Progress, Stage, Unreadable, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest
@@ -126,6 +126,9 @@ class LocalStore(WeightStore):
             remove_tree(grave)
             if grave.exists():
                 _LOG.warning("%s: what is left of it in %s is removed by the next setup", name, grave)
+
+    def free_bytes(self) -> int | None:
+        return free_bytes(next(folder for folder in (self.root, *self.root.parents) if folder.exists()))
 
     def sweep(self) -> None:
         if self._own.is_dir():

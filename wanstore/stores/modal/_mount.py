@@ -153,6 +153,9 @@ class MountedStore(WeightStore):
         self._look(lambda: self._local.delete(name))
         self._commit()
 
+    def free_bytes(self) -> int | None:
+        return self._local.free_bytes()
+
     def sweep(self) -> None:
         self._local.sweep()
 

@@ -117,6 +117,10 @@ class RemoteStore(WeightStore):
             raise self._missing(name)
         remove(self._volume, places)
 
+    def free_bytes(self) -> int | None:
+        """Of the cache's disk, where a stage is before it is uploaded."""
+        return self._staging.free_bytes()
+
     def sweep(self) -> None:
         """Drop what dead runs left in the local cache, and unsealed uploads that no live run is at work on."""
         self._staging.sweep()

@@ -88,6 +88,9 @@ class ModalVolumeStore(WeightStore):
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
         return self._store.verify(name, progress=progress)
 
+    def free_bytes(self) -> int | None:
+        return self._store.free_bytes()
+
     def delete(self, name: str) -> None:
         self._store.delete(name)
 
