@@ -208,7 +208,8 @@ def copy(
         name: the pipeline, in both stores.
         source: the store that has it, or its path or URL.
         target: the store that gets it, or its path or URL.
-        replace: replace another pipeline of that name in one step.
+        replace: replace another pipeline of that name in one step. The same one is verified, and copied again if it is
+            damaged.
         progress: receives the bytes copied.
 
     Returns:
@@ -222,11 +223,13 @@ def copy(
         NotSupportedError: both are the same store.
         DiskFullError, AccessError, BusyError: the target cannot be written.
     """
+    from wanstore.building._artifacts import is_compiled
     from wanstore.stores._copy import copy_pipeline
 
-    return copy_pipeline(
-        check_name(name), _as_store(source), _as_store(target), replace=replace, progress=progress or Quiet()
-    )
+    source, target = _as_store(source), _as_store(target)
+    if is_compiled(source.manifest(check_name(name))):
+        raise NotSupportedError(f"{name} holds compiled functions, which are for one GPU", "Use wanstore compile there")
+    return copy_pipeline(name, source, target, replace=replace, progress=progress or Quiet())
 
 
 def load(

@@ -328,8 +328,7 @@ def test_doctor_tells_what_the_machine_can_do(tmp_path: Path) -> None:
 def test_doctor_says_how_close_a_load_gets(store: Path, tmp_path: Path) -> None:
     """To what bounds it on this machine."""
     found = json_of("doctor", "w", "--store", store, "--folder", tmp_path)
-    assert found["load"].keys() == {"ready after", "weights", "of the ceiling", "blocks"}
-    assert found["load"]["blocks"] == "no compiled blocks: none are stored" and found["compiler"]
+    assert found["load"].keys() == {"ready after", "weights", "of the ceiling"} and found["compiler"]
     assert re.fullmatch(r"\d+% \((page cache|disk|PCIe), [\d.]+ GB/s\)", found["load"]["of the ceiling"])
     run = wanstore("doctor", "w", "--folder", tmp_path)
     assert run.returncode == 2 and "--store" in run.stderr
@@ -386,7 +385,7 @@ def gib(peaks: dict[str, str]) -> float:
 def test_copy_puts_a_pipeline_into_another_store(store: Path, tmp_path: Path) -> None:
     """And says what it did; what cannot be is one line."""
     run = wanstore("copy", "w", "--from", store, "--to", tmp_path / "there")
-    assert run.returncode == 0 and run.stdout.startswith("w: ") and "sealed in" in run.stdout
+    assert run.returncode == 0 and run.stdout.startswith("w: ") and str(tmp_path) in run.stdout
     assert in_here("verify", "w", "--store", tmp_path / "there").exit_code == 0
     again = wanstore("copy", "w", "--from", store, "--to", tmp_path / "there")
     assert again.returncode == 0 and "nothing to do" in again.stderr

@@ -35,6 +35,25 @@ def functions_folder(store: Path) -> Path:
     return folder
 
 
+def sizes_of(pipe: Any) -> dict[Any, list[int]]:
+    """The tokens that each function's guards let pass, of some."""
+
+    def passes(function: Any, tokens: int) -> bool:
+        block, half = pipe.transformer.blocks[0], {"dtype": torch.float16}
+        rotary = (torch.zeros(1, tokens, 1, 32), torch.zeros(1, tokens, 1, 32))
+        given = (torch.zeros(1, tokens, 128, **half), torch.zeros(1, 512, 128, **half), torch.zeros(1, 6, 128), rotary)  # type: ignore[call-overload]
+        return any(
+            function.guard_check(block, *given[:2], given[2].to(dtype), rotary)
+            for dtype in (torch.float16, torch.float32)
+        )
+
+    with torch.no_grad():
+        return {
+            shape: [tokens for tokens in (4, 8, 16, 32, 64) if passes(functions[0], tokens)]
+            for shape, functions in pipe._functions._functions.items()
+        }
+
+
 def test_they_lie_sealed_beside_the_pipeline(compiled_store: Path) -> None:
     """The manifest says for what, and the store finds them whole."""
     manifest = read_manifest(functions_folder(compiled_store))
@@ -56,8 +75,9 @@ def test_what_is_there_is_not_made_again_and_another_size_is_added(compiled_copy
     folder = functions_folder(compiled_copy)
     assert folder.name == report.folder and (folder / "1x8.function").read_bytes() == before
     assert wanstore.open_store(compiled_copy).verify(folder.name).ok
-    pipe = wanstore.load("w", store=compiled_copy, device="cpu", compile="cached")
-    assert pipe.load_report.compiled and pipe.load_report.compiled.shapes == ("1x8", "1x16")
+    pipe: Any = wanstore.load("w", store=compiled_copy, device="cpu", compile="cached")
+    assert pipe.load_report.compiled.shapes == ("1x8", "1x16")
+    assert [guarded for _, guarded in sorted(sizes_of(pipe).items())] == [[8], [16]], "each is for one size alone"
 
 
 def test_what_is_damaged_is_made_again_and_the_rest_is_kept(

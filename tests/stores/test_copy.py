@@ -14,7 +14,14 @@ import attrs
 import pytest
 
 import wanstore
-from wanstore.errors import AlreadyExistsError, ChangedError, DamagedError, DiskFullError, NotFoundError
+from wanstore.errors import (
+    AlreadyExistsError,
+    ChangedError,
+    DamagedError,
+    DiskFullError,
+    NotFoundError,
+    NotSupportedError,
+)
 from wanstore.manifest import parse_manifest
 from wanstore.stores import _copy
 from wanstore.stores.local import LocalStore
@@ -108,6 +115,28 @@ def test_another_one_of_that_name_stays_unless_it_is_to_be_replaced(source: Loca
     assert target.manifest("w").digest == other.digest
     wanstore.copy("w", source, target, replace=True)
     assert contents(source.local_path("w")) == contents(target.local_path("w"))
+
+
+def test_a_damaged_copy_is_mended_by_replacing_it(source: LocalStore, target: LocalStore) -> None:
+    """Its manifest alone looks whole."""
+    wanstore.copy("w", source, target)
+    (target.local_path("w") / "a.bin").write_bytes(b"b" * 3_000_000)
+    wanstore.copy("w", source, target, replace=True)
+    assert target.verify("w").ok
+
+
+def test_compiled_functions_are_not_copied(compiled_store: Path, target: LocalStore) -> None:
+    """They are made where they are to run."""
+    (folder,) = compiled_store.glob("w.compiled-*")
+    with pytest.raises(wanstore.WanstoreError, match="wanstore compile"):
+        wanstore.copy(folder.name, compiled_store, target)
+
+
+def test_a_pipeline_is_no_store(source: LocalStore) -> None:
+    """What is written into its folder would damage it."""
+    with pytest.raises(NotSupportedError, match="Name the folder above it"):
+        wanstore.copy("w", source, source.local_path("w"))
+    assert source.verify("w").ok
 
 
 @pytest.mark.parametrize("damage", ["altered", "cut", "gone", "a link"])

@@ -157,6 +157,8 @@ def _recipe(row: BenchmarkRow, environment: Environment) -> dict[str, object]:
         "guidance scale": preset.guidance_scale,
         "flow shift": preset.flow_shift,
         "negative prompt": preset.negative_prompt,
+        "cache": preset.cache,
+        "guidance until": preset.guidance_until,
         "memory cap": environment.memory_cap_gib,
         "weights": environment.weights,
         "dtype": environment.dtype,
@@ -164,6 +166,7 @@ def _recipe(row: BenchmarkRow, environment: Environment) -> dict[str, object]:
     }
     if row.worked:
         recipe |= {"steps measured": len(row.rounds[0].steps), "attention": row.attention}
+        recipe |= {"compiled blocks": "yes" if row.compiled_saves_seconds is not None else ""}
     return recipe
 
 

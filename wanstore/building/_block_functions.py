@@ -74,10 +74,9 @@ def describe(transformer: Any, device: Any, attention: str) -> dict[str, str]:
 def compile_block(block: Any, inputs: tuple[Any, ...]) -> bytes:
     """The function of `block` and all that are like it, for such `inputs`. Raises whatever torch's compiler raises."""
     import_compiler()
-    with _COMPILING, torch.no_grad(), _no_device_asked(inputs[0].device):
-        compiled: Any = torch.compile(
-            type(block).forward, fullgraph=True, dynamic=False, options={"guard_filter_fn": _kept_guards}
-        )
+    static = torch._dynamo.config.patch(automatic_dynamic_shapes=False)  # torch 2.10 does not look at `dynamic` here
+    with _COMPILING, torch.no_grad(), _no_device_asked(inputs[0].device), static:
+        compiled: Any = torch.compile(type(block).forward, fullgraph=True, options={"guard_filter_fn": _kept_guards})
         function = compiled.aot_compile(((block, *_contiguous(inputs)), {}))
         data: bytes = type(function).serialize(function).serialized_data
     return data

@@ -189,7 +189,8 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
         for kind in ("damaged", "missing", "extra"):
             for path in getattr(report, kind):
                 click.echo(escaped(f"{kind}: {path}"))
-        click.echo("whole" if report.ok else "NOT whole: run setup again with --replace")
+        again = "wanstore compile" if ".compiled-" in name else "setup or copy"
+        click.echo("whole" if report.ok else f"NOT whole: run {again} again with --replace")
     sys.exit(0 if report.ok else 1)
 
 
@@ -218,7 +219,7 @@ def copy(name: str, source: str, target: str, replace: bool, as_json: bool) -> N
         print_json(to_json(manifest))
     else:
         size, place = human_bytes(manifest.size_bytes), without_secrets(target)
-        click.echo(f"{name}: {len(manifest.files)} files, {size}, sealed in {place}")
+        click.echo(f"{name}: {len(manifest.files)} files, {size}, in {place}")
 
 
 @main.command()
@@ -315,9 +316,10 @@ main.add_command(bench)
 @click.option("--memory-gib", type=FiniteRange(0, min_open=True),
               help="With --preset: for a GPU with this much free memory.  [default: this machine's]")  # fmt: skip
 @dtype_option
+@compile_option
 @json_option
 def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset | None, memory_gib: float | None,
-           dtype: dict[str, str], as_json: bool) -> None:  # fmt: skip
+           dtype: dict[str, str], compile: Any, as_json: bool) -> None:  # fmt: skip
     """Show what this machine can do: GPU, memory, speeds, attention backends, compiler, versions.
 
     With NAME, load that pipeline too and compare the load with those speeds. With --preset, load nothing: show the
@@ -337,7 +339,8 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
         if findings is None:
             raise click.UsageError("torch finds no GPU here: give its memory with --memory-gib")
     else:
-        findings = examine(folder, pipeline, functions_of(store, str(name)) if store else ())
+        functions = functions_of(store, str(name)) if store and compile != "off" else ()
+        findings = examine(folder, pipeline, compile, functions)
     if as_json:
         print_json(findings)
         return

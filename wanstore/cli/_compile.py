@@ -29,8 +29,9 @@ from wanstore.errors import WanstoreError, without_secrets
 @device_option
 @dtype_option
 @memory_option
-@click.option("--attention", metavar="BACKEND",
-              help="The attention backend that clips will use.  [default: the pipeline's, or native]")  # fmt: skip
+@click.option(
+    "--attention", metavar="BACKEND", help="What clips will use, or auto.  [default: the pipeline's, or native]"
+)
 @click.option("--replace", is_flag=True, help="Make again what is there.")
 @json_option
 def compile_command(name: str, store_url: str, wanted: str | None, presets_file: Path | None, size: str | None,
@@ -38,8 +39,8 @@ def compile_command(name: str, store_url: str, wanted: str | None, presets_file:
     """Compile a pipeline's transformer blocks for this GPU, and keep them in its store.
 
     Clips of the same sizes are made quicker then, by `load(compile="cached")`, `generate --compile cached` and the
-    endpoint, on a GPU of the same name with the same versions. Takes about a minute and a half for the first preset.
-    Needs a C compiler.
+    endpoint, on a GPU of the same name with the same versions. Most of the time, about a minute and a half, goes into
+    loading the pipeline twice. Needs a C compiler. With --size or --frames, name one preset.
 
     \b
     Example:

@@ -18,6 +18,7 @@ from wanstore._files import free_bytes
 from wanstore._installed import versions
 from wanstore.benchmarking.measure._ceilings import Ceilings, measure_ceilings
 from wanstore.building._dtypes import check_dtypes
+from wanstore.choices import CompileMode
 from wanstore.errors import AccessError
 from wanstore.loading._load import load_folder as load_pipeline
 from wanstore.loading._report import LoadReport
@@ -34,17 +35,19 @@ _SAMPLE_BYTES = 256 << 20
 _BLOCK_BYTES = 8 << 20
 
 
-def examine(folder: Path, pipeline: Path | None = None, functions: Sequence[Path] = ()) -> dict[str, Any]:
+def examine(
+    folder: Path, pipeline: Path | None = None, compile: CompileMode = "off", functions: Sequence[Path] = ()
+) -> dict[str, Any]:
     """GPU, memory, disk, speeds (measured in `folder`), attention backends, compiler and versions.
 
-    With the folder of a stored pipeline, and those of its compiled `functions`, it is loaded, and the load compared
-    with those speeds. Raises `AccessError` when nothing can be written to `folder`.
+    With the folder of a stored pipeline, and with `compile` those of its compiled `functions`, it is loaded, and the
+    load compared with those speeds. Raises `AccessError` when nothing can be written to `folder`.
     """
     speeds, ceilings = measure(folder)
     load = {}
     if pipeline:
-        report = load_pipeline(pipeline, compile="cached", functions=functions).load_report
-        load["load"] = {**how_close(report, ceilings), "blocks": str(report.compiled)}
+        report = load_pipeline(pipeline, compile=compile, functions=functions).load_report
+        load["load"] = how_close(report, ceilings) | ({"compile": str(report.compiled)} if report.compiled else {})
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",

@@ -27,7 +27,7 @@ def copy_pipeline(
     if source.url == target.url:
         raise NotSupportedError(f"{source.url} is both the source and the target", "Name two stores")
     manifest = source.manifest(name)
-    if _holds(target, manifest):
+    if _holds(target, manifest) and (not replace or target.verify(name, progress=progress).ok):
         progress.message(f"{name} is already there, with the same digest: nothing to do")
         return manifest
     with target.stage(name, replace=replace, resume=f"copy {manifest.digest}") as stage:

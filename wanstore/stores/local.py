@@ -85,6 +85,8 @@ class LocalStore(WeightStore):
     def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> Iterator[Stage]:
         check_name(name)
         self._check_root()
+        if has_manifest(self.root):
+            raise NotSupportedError(f"{self.root} is a pipeline, not a store", "Name the folder above it")
         with plain_os_errors(self.root), self._lock(name):
             self._check_free(name, replace)
             stage = _LocalStage(self.root / name, self.own_folder("stages") / name)

@@ -128,7 +128,14 @@ class PipelineBenchmarker(Benchmarker):
         loading = sum(phase.seconds for phase in report.phases if phase.name in ("compiler", "compile"))
         functions = self.pipe._functions
         if functions is None or not functions.runs:
-            return CompiledBlocks(report.compiled.reason or "there is no function for this size", loading)
+            size = "x".join(map(str, preset.clip.shape))
+            if preset.cache:
+                why = "the preset's cache takes their place"
+            elif size in report.compiled.shapes:
+                why = "blocks are not what was compiled: see the log"
+            else:
+                why = f"there is no whole function for {size} tokens"
+            return CompiledBlocks(report.compiled.reason or why, loading)
         from wanstore.benchmarking.measure._quality import compare_clips
 
         short = attrs.evolve(preset, steps=min(preset.steps, COMPARED_STEPS))

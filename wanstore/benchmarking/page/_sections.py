@@ -138,10 +138,10 @@ def lossy(report: BenchmarkReport) -> list[str]:
     rows = []
     for row in report.rows:
         if row.worked and (found := row.lossless):
-            savers = [row.preset.cache, f"guidance until {row.preset.guidance_until:.0%}"]
+            guidance = f"guidance until {row.preset.guidance_until:.0%}" if row.preset.guidance_until < 1 else ""
             rows.append([
                 row.preset.name,
-                ", ".join(savers if row.preset.cache else savers[1:]),
+                ", ".join(filter(None, (row.preset.cache, guidance))),
                 number(found.seconds),
                 number(row.seconds_p50),
                 f"{found.seconds / row.seconds_p50:.2f}×",
@@ -375,8 +375,11 @@ def _notes(row: BenchmarkRow) -> list[str]:
     reason = "" if row.worked else row.reason
     plan = f"memory plan: {row.memory_plan}" if row.memory_plan else ""
     eager = f"no compiled blocks: {row.compiled.reason}" if row.compiled and row.compiled.reason else ""
+    lossy = "changes the clip to save time: look at clips before you use it" if row.preset.lossy else ""
     recipe = f"guidance {row.preset.guidance_scale:g}, flow shift {row.preset.flow_shift:g}"
-    return [text.rstrip(".") for text in (clip_of(row.preset), recipe, plan, eager, row.preset.notes, reason) if text]
+    return [
+        text.rstrip(".") for text in (clip_of(row.preset), recipe, lossy, plan, eager, row.preset.notes, reason) if text
+    ]
 
 
 def _kilojoules(row: BenchmarkRow) -> str:
