@@ -13,6 +13,7 @@ import io
 import logging
 import platform
 import subprocess
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,8 +79,10 @@ def compile_block(block: Any, inputs: tuple[Any, ...]) -> bytes:
     with _COMPILING, torch.no_grad(), _no_device_asked(inputs[0].device), static:
         compiled: Any = torch.compile(type(block).forward, fullgraph=True, options={"guard_filter_fn": _kept_guards})
         function = compiled.aot_compile(((block, *_contiguous(inputs)), {}))
-        data: bytes = type(function).serialize(function).serialized_data
-    return data
+        with tempfile.TemporaryDirectory() as folder:  # what makes bytes differs from version to version
+            path = Path(folder, "function")
+            function.save_compiled_function(str(path))
+            return path.read_bytes()
 
 
 def _kept_guards(guards: Iterable[Any]) -> list[bool]:
