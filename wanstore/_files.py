@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from io import BufferedReader
 from pathlib import Path
 
 _BLOCK_BYTES = 4 << 20
@@ -26,11 +27,16 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
-def read_small_file(path: Path, max_bytes: int) -> bytes:
-    """What a regular file holds. Raises `ValueError` when it is a link, a pipe or a folder, or larger than that."""
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read it. Raises `ValueError` when it is a link, a pipe or a folder, and `OSError`."""
     if not stat.S_ISREG(path.lstat().st_mode):
         raise ValueError("it is no regular file")
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+    return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+
+def read_small_file(path: Path, max_bytes: int) -> bytes:
+    """What a regular file holds. Raises `ValueError` when it is a link, a pipe or a folder, or larger than that."""
+    with open_regular(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
@@ -80,6 +86,11 @@ def files_below(folder: Path) -> dict[str, os.stat_result]:
             with suppress(FileNotFoundError):
                 found[Path(path).relative_to(folder).as_posix()] = os.lstat(path)
     return found
+
+
+def bytes_below(*folders: Path) -> int:
+    """Bytes of all files below the folders."""
+    return sum(status.st_size for folder in folders for status in files_below(folder).values())
 
 
 def sync_tree(folder: Path) -> None:

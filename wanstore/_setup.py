@@ -11,7 +11,7 @@ from typing import Literal
 
 import attrs
 
-from wanstore._files import files_below, free_bytes
+from wanstore._files import bytes_below, files_below, free_bytes
 from wanstore._formats._json import digest_of, read_json
 from wanstore._installed import make_backend
 from wanstore.errors import (
@@ -222,11 +222,11 @@ def check_free_space(plan: ConversionPlan, stage: Stage, keep_source: Path | Non
     """Raise `DiskFullError` before long work if a disk has too little room; one that cannot be asked passes."""
     kept = keep_source if plan.record.kind == "hub" else None
     fetched = plan.record.kind == "hub" and not kept
-    needs = {stage.path: (plan.peak_bytes if fetched else plan.stored_bytes) - _held(stage.path, stage.scratch)}
+    needs = {stage.path: (plan.peak_bytes if fetched else plan.stored_bytes) - bytes_below(stage.path, stage.scratch)}
     if kept:
         source_bytes = plan.source_bytes + sum(plan.source.files[path] for path in plan.copies)
         place = next(folder for folder in (kept, *kept.absolute().parents) if folder.exists())
-        needs[place] = max(source_bytes - _held(kept), 0)
+        needs[place] = max(source_bytes - bytes_below(kept), 0)
     disks = {folder: folder.stat().st_dev for folder in needs}
     for folder, disk in disks.items():
         needed = sum(needs[other] for other in needs if disks[other] == disk)
@@ -236,8 +236,3 @@ def check_free_space(plan: ConversionPlan, stage: Stage, keep_source: Path | Non
                 f"Setup needs {needed / 1e9:.1f} GB in {folder}, {free / 1e9:.1f} GB are free",
                 "Free some space, or name a store on a larger disk",
             )
-
-
-def _held(*folders: Path) -> int:
-    """Bytes that an earlier run left there."""
-    return sum(status.st_size for folder in folders for status in files_below(folder).values())

@@ -227,9 +227,11 @@ def copy(
     from wanstore.stores._copy import copy_pipeline
 
     source, target = _as_store(source), _as_store(target)
-    if is_compiled(source.manifest(check_name(name))):
+    manifest = source.manifest(check_name(name))
+    if is_compiled(manifest):
         raise NotSupportedError(f"{name} holds compiled functions, which are for one GPU", "Use wanstore compile there")
-    return copy_pipeline(name, source, target, replace=replace, progress=progress or Quiet())
+    copy_pipeline(manifest, source, target, replace=replace, progress=progress or Quiet())
+    return manifest
 
 
 def load(

@@ -139,7 +139,7 @@ def test_a_pipeline_is_no_store(source: LocalStore) -> None:
     assert source.verify("w").ok
 
 
-@pytest.mark.parametrize("damage", ["altered", "cut", "gone", "a link"])
+@pytest.mark.parametrize("damage", ["altered", "cut", "gone", "a link", "a pipe"])
 def test_a_damaged_source_is_not_copied(source: LocalStore, target: LocalStore, damage: str) -> None:
     """With the file that is damaged; the target has nothing of it, and the next copy of a whole one works."""
     path = source.local_path("w") / "a.bin"
@@ -149,6 +149,8 @@ def test_a_damaged_source_is_not_copied(source: LocalStore, target: LocalStore, 
         path.write_bytes(whole[:-1] + b"b")
     elif damage == "cut":
         path.write_bytes(whole[:-1])
+    elif damage == "a pipe":
+        os.mkfifo(path)
     elif damage == "a link":
         (path.parent.parent / "elsewhere").write_bytes(whole)
         path.symlink_to(path.parent.parent / "elsewhere")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 
 from wanstore._error_translation import unreadable
-from wanstore._files import free_bytes, hash_file
+from wanstore._files import bytes_below, free_bytes, hash_file, open_regular
 from wanstore.errors import ChangedError, DamagedError, DiskFullError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Stage, WeightStore
 from wanstore.manifest import FileEntry, Manifest
@@ -21,15 +21,15 @@ _FILES_AT_ONCE = 4
 
 
 def copy_pipeline(
-    name: str, source: WeightStore, target: WeightStore, *, replace: bool, progress: Progress
-) -> Manifest:
-    """See `wanstore.copy`."""
+    manifest: Manifest, source: WeightStore, target: WeightStore, *, replace: bool, progress: Progress
+) -> None:
+    """Copy the pipeline of `manifest`, the source's; see `wanstore.copy`."""
     if source.url == target.url:
         raise NotSupportedError(f"{source.url} is both the source and the target", "Name two stores")
-    manifest = source.manifest(name)
+    name = manifest.name
     if _holds(target, manifest) and (not replace or target.verify(name, progress=progress).ok):
         progress.message(f"{name} is already there, with the same digest: nothing to do")
-        return manifest
+        return
     with target.stage(name, replace=replace, resume=f"copy {manifest.digest}") as stage:
         _check_space(stage, manifest)
         folder = source.local_path(name)
@@ -41,7 +41,6 @@ def copy_pipeline(
                 raise ChangedError(f"{name} was replaced while it was copied", "Copy it again") from error
             raise
         stage.seal(manifest)
-    return manifest
 
 
 def _holds(target: WeightStore, manifest: Manifest) -> bool:
@@ -52,8 +51,8 @@ def _holds(target: WeightStore, manifest: Manifest) -> bool:
 
 
 def _check_space(stage: Stage, manifest: Manifest) -> None:
-    free, there = free_bytes(stage.path), sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
-    if free is not None and free < manifest.size_bytes - there:
+    free = free_bytes(stage.path)
+    if free is not None and free < manifest.size_bytes - bytes_below(stage.path):
         raise DiskFullError(
             f"{manifest.name} has {manifest.size_bytes / 1e9:.2f} GB, and {stage.path} has room for {free / 1e9:.2f}",
             "Free some space and run the same command again",
@@ -86,12 +85,10 @@ def _copy_file(folder: Path, stage: Stage, entry: FileEntry, advance: partial[No
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = stage.scratch / hashlib.sha256(entry.path.encode()).hexdigest()
     found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
-    with _open(folder / entry.path) as file, draft.open("wb", buffering=0) as written:
+    with _open(folder / entry.path) as file, draft.open("wb") as written:
         while (count := file.readinto(block)) and not stop.is_set():
             found.update(block[:count])
-            done = 0
-            while done < count:  # the kernel may take less
-                done += written.write(block[done:count]) or 0
+            written.write(block[:count])
             advance(count)
     if stop.is_set():
         return
@@ -103,11 +100,10 @@ def _copy_file(folder: Path, stage: Stage, entry: FileEntry, advance: partial[No
     draft.replace(target)
 
 
-def _open(path: Path) -> io.FileIO:
-    """A regular file of the source; a link is none."""
+def _open(path: Path) -> BufferedReader:
     try:
-        return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb", buffering=0)
+        return open_regular(path)
     except PermissionError as error:
         raise unreadable(path) from error
-    except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error.strerror})", "Look at it with: wanstore verify") from error
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read ({error})", "Look at it with: wanstore verify") from error
