@@ -60,6 +60,14 @@ def container_seconds(one: planning.Plan) -> int:
 POLL_SECONDS = 5
 COLD_STARTS = "cold-starts.json"
 
+ON_GPU: dict[str, Any] = {
+    "gpu": GPU if DEVICE == "cuda" else None,
+    "cpu": CONTAINER["cores"],
+    "memory": CONTAINER["memory_gib"] * 1024,
+    "env": {"WANSTORE_DEVICE": DEVICE},
+    "single_use_containers": True,
+}
+
 app = modal.App("wanstore-benchmark", image=image.add_local_python_source("cold_start_modal"))
 
 
@@ -139,13 +147,7 @@ class TimeLeft:
         print(text, flush=True)
 
 
-@app.function(
-    gpu=GPU if DEVICE == "cuda" else None,
-    cpu=CONTAINER["cores"],
-    memory=CONTAINER["memory_gib"] * 1024,
-    env={"WANSTORE_DEVICE": DEVICE},
-    single_use_containers=True,
-)
+@app.function(**ON_GPU)
 def compile_blocks(volume: str, name: str, presets: list[Any]) -> str:
     """Compile blocks for the presets and keep them on the Volume; the attention backend that they were made for."""
     import wanstore
@@ -157,13 +159,7 @@ def compile_blocks(volume: str, name: str, presets: list[Any]) -> str:
     return report.made_for["attention"]
 
 
-@app.function(
-    gpu=GPU if DEVICE == "cuda" else None,
-    cpu=CONTAINER["cores"],
-    memory=CONTAINER["memory_gib"] * 1024,
-    env={"WANSTORE_DEVICE": DEVICE},
-    single_use_containers=True,
-)
+@app.function(**ON_GPU)
 def measure(
     volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any], compiled_for: str | None
 ) -> None:
@@ -248,11 +244,14 @@ def conduct(
         print(f"{len(plans) - len(calls)} of {len(plans)} presets have a row", flush=True)
 
 
+def options_of(volume: str, mounted: Any, gpu: str, timeout: int) -> dict[str, Any]:
+    """What a container with the Volume has besides `ON_GPU`."""
+    return {"volumes": {f"/{volume}": mounted}, "timeout": timeout, **({"gpu": gpu} if gpu else {})}
+
+
 def compile_for(volume: str, name: str, gpu: str, plans: list[planning.Plan]) -> str | None:
     """The attention backend that the blocks of these presets are compiled for; None where they could not be."""
-    options = {"volumes": {f"/{volume}": modal.Volume.from_name(volume)}, "timeout": COMPILE_SECONDS}
-    if gpu:
-        options["gpu"] = gpu
+    options = options_of(volume, modal.Volume.from_name(volume), gpu, COMPILE_SECONDS)
     try:
         return str(compile_blocks.with_options(**options).remote(volume, name, [one.preset for one in plans]))
     except Exception as error:  # noqa: BLE001 - whatever it was, clips can be made without
@@ -305,12 +304,8 @@ def start(
     volume: str, name: str, gpu: str, one: planning.Plan, recipe: dict[str, Any], compiled_for: str | None
 ) -> Any:
     """A container for one preset, which Modal stops if it does not stop itself."""
-    options: dict[str, Any] = {
-        "volumes": {f"/{volume}": modal.Volume.from_name(volume).with_mount_options(read_only=True)},
-        "timeout": container_seconds(one),
-    }
-    if gpu:
-        options["gpu"] = gpu
+    mounted = modal.Volume.from_name(volume).with_mount_options(read_only=True)
+    options = options_of(volume, mounted, gpu, container_seconds(one))
     return measure.with_options(**options).spawn(volume, name, gpu, one, recipe, compiled_for)
 
 

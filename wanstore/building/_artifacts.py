@@ -41,14 +41,23 @@ def is_compiled(manifest: Manifest) -> bool:
     return manifest.conversion.converter == CONVERTER
 
 
+def _prefix(pipeline: str) -> str:
+    return f"{pipeline}.compiled-"
+
+
 def folder_name(pipeline: str, made_for: Mapping[str, str]) -> str:
     """What a store calls the folder of a pipeline's functions."""
-    return f"{pipeline}.compiled-{digest_of({**made_for, 'version': VERSION})[:12]}"
+    return _prefix(pipeline) + digest_of({**made_for, "version": VERSION})[:12]
+
+
+def spelled(shape: Shape) -> str:
+    """A shape as reports and files have it: 1x20280."""
+    return f"{shape[0]}x{shape[1]}"
 
 
 def file_name(shape: Shape) -> str:
     """A function's file."""
-    return f"{shape[0]}x{shape[1]}.function"
+    return f"{spelled(shape)}.function"
 
 
 def shape_of(file: str) -> Shape | None:
@@ -64,7 +73,7 @@ def shapes_in(manifest: Manifest) -> tuple[Shape, ...]:
 
 def compiled_of(pipeline: str, stored: Iterable[Manifest]) -> list[Manifest]:
     """Those of the sealed folders that hold functions of that pipeline."""
-    return [one for one in stored if is_compiled(one) and one.name.startswith(f"{pipeline}.compiled-")]
+    return [one for one in stored if is_compiled(one) and one.name.startswith(_prefix(pipeline))]
 
 
 def functions_of(store: WeightStore, pipeline: str) -> list[Path]:

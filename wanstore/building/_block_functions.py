@@ -127,6 +127,7 @@ class BlockFunctions:
 
     def __init__(self, functions: Mapping[Shape, Any], *, compiles: bool = False) -> None:
         self._functions = {shape: [function] for shape, function in functions.items()}
+        self._failed: set[Shape] = set()
         self._compiles = compiles
         self._paused = False
         self._warned = False
@@ -164,60 +165,45 @@ class BlockFunctions:
         block = reference()
         if self._paused or named or _is_special(inputs):
             return block._call_impl(*inputs, **named)
-        shape, given = (inputs[0].shape[0], inputs[0].shape[1]), _contiguous(inputs)
-        structure = _structure(block, inputs[0].device)
-        fitting = self._fitting(block, shape, given) if structure and structure == self._structure else []
-        if not fitting and shape in self._functions and not self._warned:
-            self._warned = True
-            _LOG.warning(
-                "blocks are not what was compiled (an adapter, a hook, other code, a setting), and run eagerly"
-            )
-        for function in fitting:
-            try:
-                result = function.fn(block, *given)
-            except Exception as error:
-                if lacks_memory(error):
-                    raise
-                self._give_up(shape, error)
-                break
-            self.runs += 1
-            return result
-        return block._call_impl(*inputs)
-
-    def _fitting(self, block: Any, shape: Shape, given: tuple[Any, ...]) -> list[Any]:
-        """The function for these inputs, compiled now if need be; none if they are to run eagerly."""
-
-        def found() -> list[Any]:
-            return [one for one in self._functions.get(shape, ()) if one.guard_check(block, *given)][:1]
-
+        shape = (inputs[0].shape[0], inputs[0].shape[1])
+        if shape in self._failed or not (self._compiles or shape in self._functions):
+            return block._call_impl(*inputs)
+        given, structure = _contiguous(inputs), _structure(block, inputs[0].device)
         try:
-            if (fitting := found()) or not self._compiles:
-                return fitting
-            with _COMPILING:
-                if not (fitting := found()) and len(self._functions.get(shape, ())) < _MOST_FUNCTIONS:
-                    told = "compiling the transformer's blocks for %d × %d tokens: that takes a while, once"
-                    _LOG.warning(told, *shape)
-                    self.add(shape, load_function(compile_block(block, given), given[0].device))
-                    fitting = found()
-            return fitting
+            function = self._fitting(block, shape, given) if structure and structure == self._structure else None
+            if function is not None:
+                result = function.fn(block, *given)
+                self.runs += 1
+                return result
+            if shape in self._functions and not self._warned:
+                self._warned = True
+                _LOG.warning(
+                    "blocks are not what was compiled (an adapter, a hook, other code, a setting), and run eagerly"
+                )
         except Exception as error:
             if lacks_memory(error):
                 raise
-            self._give_up(shape, error)
-            return []
+            self._failed.add(shape)
+            told = "blocks for %d × %d tokens cannot run compiled, and run eagerly: %s"
+            _LOG.warning(told, *shape, why(error))
+        return block._call_impl(*inputs)
 
-    def _give_up(self, shape: Shape, error: Exception) -> None:
-        self._warned = True
-        self._functions[shape] = [_NeverFits()] * _MOST_FUNCTIONS
-        told = "blocks for %d × %d tokens cannot run compiled, and run eagerly: %s"
-        _LOG.warning(told, *shape, why(error))
+    def _fitting(self, block: Any, shape: Shape, given: tuple[Any, ...]) -> Any:
+        """The function for these inputs, compiled now if need be; None if they are to run eagerly."""
 
+        def found() -> Any:
+            return next((one for one in self._functions.get(shape, ()) if one.guard_check(block, *given)), None)
 
-class _NeverFits:
-    """In the place of functions that failed."""
-
-    def guard_check(self, *_: Any) -> bool:
-        return False
+        fitting = found()
+        if fitting is not None or not self._compiles:
+            return fitting
+        with _COMPILING:
+            if (fitting := found()) is None and len(self._functions.get(shape, ())) < _MOST_FUNCTIONS:
+                told = "compiling the transformer's blocks for %d × %d tokens: that takes a while, once"
+                _LOG.warning(told, *shape)
+                self.add(shape, load_function(compile_block(block, given), given[0].device))
+                fitting = found()
+        return fitting
 
 
 def _contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -276,14 +262,13 @@ def _is_own(module: Any, forward: Any) -> bool:
 def is_patched(block: Any) -> bool:
     """Whether code that a function was made of has been replaced by somebody else's."""
     homes = tuple(f"{Path(str(library.__file__)).parent}/" for library in (torch, diffusers))
-    code = [one for one in _structure(block) or () if not isinstance(one, tuple)]
-    functions = [one for one in code if not isinstance(one, BuiltinFunctionType)]
-    if torch.nn.functional.scaled_dot_product_attention in functions:
-        return True
-    return any(not getattr(one, "__code__", _NO_CODE).co_filename.startswith(homes) for one in functions)
 
+    def is_theirs(one: Any) -> bool:
+        if one is torch.nn.functional.scaled_dot_product_attention:
+            return isinstance(one, BuiltinFunctionType)
+        return hasattr(one, "__code__") and one.__code__.co_filename.startswith(homes)
 
-_NO_CODE = compile("", "", "exec")
+    return not all(is_theirs(one) for one in _structure(block) or () if not isinstance(one, tuple))
 
 
 class _Hidden(threading.local):

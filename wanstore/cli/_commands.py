@@ -177,10 +177,12 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
     """
     import attrs
 
+    from wanstore.building._artifacts import is_compiled
     from wanstore.cli._terminal import TerminalProgress, human_bytes
 
+    store = open_store_at(store_url)
     with TerminalProgress(quiet=as_json) as progress:
-        report = open_store_at(store_url).verify(name, progress=progress)
+        report = store.verify(name, progress=progress)
     if as_json:
         print_json({**attrs.asdict(report), "ok": report.ok})
     else:
@@ -189,8 +191,11 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
         for kind in ("damaged", "missing", "extra"):
             for path in getattr(report, kind):
                 click.echo(escaped(f"{kind}: {path}"))
-        again = "wanstore compile" if ".compiled-" in name else "setup or copy"
-        click.echo("whole" if report.ok else f"NOT whole: run {again} again with --replace")
+        if report.ok:
+            click.echo("whole")
+        else:
+            again = "wanstore compile" if is_compiled(store.manifest(name)) else "setup or copy"
+            click.echo(f"NOT whole: run {again} again with --replace")
     sys.exit(0 if report.ok else 1)
 
 

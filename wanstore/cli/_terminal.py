@@ -216,7 +216,7 @@ def manifest_tables(manifest: Manifest) -> list[Table]:
 
 def compiled_tables(compiled: Sequence[Manifest]) -> list[Table]:
     """What `wanstore show` shows of compiled functions: each folder, for what, and for which presets."""
-    from wanstore.building._artifacts import shapes_in
+    from wanstore.building._artifacts import shapes_in, spelled
     from wanstore.presets import PRESETS
 
     if not compiled:
@@ -225,7 +225,7 @@ def compiled_tables(compiled: Sequence[Manifest]) -> list[Table]:
     rows = (
         [
             one.name,
-            ", ".join(names.get(shape, f"{shape[0]}x{shape[1]} tokens") for shape in shapes_in(one)),
+            ", ".join(names.get(shape, f"{spelled(shape)} tokens") for shape in shapes_in(one)),
             ", ".join(f"{key} {value}" for key, value in one.conversion.options.items()),
         ]
         for one in compiled

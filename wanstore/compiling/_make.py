@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import attrs
 
-from wanstore._files import hash_file
 from wanstore._formats._json import digest_of
 from wanstore._installed import versions
 from wanstore._workers import run_worker
@@ -65,7 +65,7 @@ def make_functions(
                 contents = {file_name(shape): data for shape, data in _kept(store, name, run.made_for).items()}
                 contents |= {file: Path(work, file).read_bytes() for file in run.tried}
                 if run.tried:
-                    stage.seal(_manifest(folder, pipeline, run, stage.path, contents))
+                    stage.seal(_written(folder, pipeline, run, stage.path, contents))
     outcomes = tuple(run.outcome(preset) for preset in presets)
     return CompileReport("" if all(one.status == "failed" for one in outcomes) else folder, run.made_for, outcomes)
 
@@ -83,12 +83,12 @@ def _kept(store: WeightStore, name: str, made_for: Mapping[str, str]) -> dict[An
         return {}
 
 
-def _manifest(name: str, pipeline: Manifest, run: _Run, folder: Path, contents: Mapping[str, bytes]) -> Manifest:
-    """Write `contents` into `folder`, and describe them."""
+def _written(name: str, pipeline: Manifest, run: _Run, folder: Path, contents: Mapping[str, bytes]) -> Manifest:
+    """Write `contents` into `folder`; the manifest that describes them."""
     files = []
     for path, data in contents.items():
         (folder / path).write_bytes(data)
-        files.append(FileEntry(path, len(data), hash_file(folder / path)))
+        files.append(FileEntry(path, len(data), hashlib.sha256(data).hexdigest()))
     return Manifest(
         name=name,
         recipe=digest_of({**run.made_for, "version": VERSION}),

@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import torch
 
-from wanstore.building._artifacts import read_functions
+from wanstore.building._artifacts import read_functions, spelled
 from wanstore.building._attention import NATIVE, use_backend
 from wanstore.building._block_functions import BlockFunctions, describe, is_patched, load_function, why
 from wanstore.building._check import told_if_changed
@@ -155,8 +155,7 @@ def apply_functions(pipe: Any, attention: str) -> Compiled:
     if functions or compiles:
         pipe._functions = BlockFunctions(functions, compiles=compiles)
         pipe._functions.attach(pipe.transformer)
-    shapes = tuple(f"{batch}x{tokens}" for batch, tokens in sorted(functions))
-    return Compiled(origin.compile, shapes, compiles, reason)
+    return Compiled(origin.compile, tuple(map(spelled, sorted(functions))), compiles, reason)
 
 
 def _move(models: Mapping[str, Any], device: torch.device, clock: PhaseClock) -> None:

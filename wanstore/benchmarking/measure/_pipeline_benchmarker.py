@@ -20,6 +20,7 @@ from wanstore.benchmarking.measure._nvml import driver_version
 from wanstore.benchmarking.measure._reference_clips import open_clip, save_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.benchmarking.rows import BenchmarkRow, CompiledBlocks, Lossless, Quality, Round
+from wanstore.building._artifacts import spelled
 from wanstore.errors import DeviceError, DeviceMemoryError, WanstoreError
 from wanstore.interfaces import Benchmarker, Progress, Quiet
 from wanstore.memory._estimate import GIB
@@ -128,7 +129,7 @@ class PipelineBenchmarker(Benchmarker):
         loading = sum(phase.seconds for phase in report.phases if phase.name in ("compiler", "compile"))
         functions = self.pipe._functions
         if functions is None or not functions.runs:
-            size = "x".join(map(str, preset.clip.shape))
+            size = spelled(preset.clip.shape)
             if preset.cache:
                 why = "the preset's cache takes their place"
             elif size in report.compiled.shapes:
