@@ -43,7 +43,7 @@ def start(store: Path, *arguments: str | Path) -> subprocess.Popen[str]:
 
 def bench(store: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     process = start(store, *arguments)
-    output, errors = process.communicate(timeout=100)
+    output, errors = process.communicate(timeout=200)
     return subprocess.CompletedProcess([], process.returncode, output, errors)
 
 

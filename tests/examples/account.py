@@ -72,7 +72,7 @@ class Account:
     def modal(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """The same, and its end: status and output."""
         process = self.start(*arguments, **variables)
-        output, _ = process.communicate(timeout=100)
+        output, _ = process.communicate(timeout=200)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
     def credentials(self) -> Mapping[str, str]:
@@ -108,7 +108,7 @@ class Account:
         )
 
 
-def wait_for(ask: Callable[[], T | None], seconds: float = 60) -> T:
+def wait_for(ask: Callable[[], T | None], seconds: float = 120) -> T:
     """The first answer that is true."""
     deadline = time.monotonic() + seconds
     while not (answer := ask()):
@@ -120,4 +120,4 @@ def wait_for(ask: Callable[[], T | None], seconds: float = 60) -> T:
 def interrupt(process: subprocess.Popen[str]) -> str:
     """Ctrl-C, and what the program said."""
     process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=60)[0]
+    return process.communicate(timeout=120)[0]

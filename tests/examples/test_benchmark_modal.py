@@ -29,6 +29,8 @@ def volume(account: Account, tiny_fp16: Path) -> Iterator[Path]:
     shutil.copytree(tiny_fp16, folder / "wan2.1-fp16")
     seal_as_is(folder / "wan2.1-fp16", weights="random")
     yield folder
+    account.control.lose_clients()  # what a failed test left running is not the next one's
+    wait_for(lambda: not any(container.at_work() for container in account.control.containers.alive))
     account.control.volumes.delete(account.control.volumes.named("anime-models").volume_id)  # type: ignore[union-attr]
 
 
@@ -106,13 +108,13 @@ def test_whatever_goes_wrong_the_page_has_a_row_for_each_preset(
     What was measured stays as it was.
     """
     monkeypatch.setattr(account.control.containers, "most", 4)
-    arguments = (*BENCHMARK, "--eager", "--timeout", "25", "--out", str(tmp_path))
+    arguments = (*BENCHMARK, "--eager", "--timeout", "40", "--out", str(tmp_path))
     process = account.start(*arguments, **ON_CPU)
     measuring(account, "480p/5s").kill()
     os.killpg(measuring(account, "720p/5s").process_id, signal.SIGSTOP)
     saved = volume / "benchmarks/cpu/rows/480p-3s.json"
-    wait_for(saved.exists, 90)
-    wait_for((volume / "benchmarks/cpu/rows/480p-5s.json").exists, 90)
+    wait_for(saved.exists)
+    wait_for((volume / "benchmarks/cpu/rows/480p-5s.json").exists)
     process.kill()
     process.communicate()
     account.control.lose_clients()
@@ -121,13 +123,13 @@ def test_whatever_goes_wrong_the_page_has_a_row_for_each_preset(
 
     process = account.start(*arguments, "--resume", **ON_CPU)
     os.killpg(measuring(account, "720p/5s").process_id, signal.SIGSTOP)
-    output, _ = process.communicate(timeout=110)
+    output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "480p/3s was measured before" in output and saved.read_bytes() == kept
     rows = rows_of(tmp_path)
     assert [row["preset"]["name"] for row in rows] == list(PRESETS)
     assert [row["status"] for row in rows] == ["ok", "ok", "timeout", "ok"]
-    assert "hit its timeout of 42s" in rows[2]["reason"]
+    assert "hit its timeout of 59s" in rows[2]["reason"]
 
 
 def test_cold_starts_of_each_form_are_on_the_page(account: Account, tmp_path: Path) -> None:

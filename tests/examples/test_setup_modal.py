@@ -128,7 +128,7 @@ class TestFaults:
         dying.kill()
         wait_for(lambda: dying not in account.control.containers.alive)
         assert account.stored("killed") == []
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output
         going_on = re.search(r"Resuming: (\d+) of 16 shards are already converted", output)
         assert going_on, output
@@ -161,7 +161,7 @@ class TestFaults:
         first = account.start(*SETUP, "--volume", "shared")
         wait_for(lambda: account.control.volumes.named("shared") and converted(account, "shared") > 0)
         second = account.start(*SETUP, "--volume", "shared")
-        outputs = [process.communicate(timeout=100)[0] for process in (first, second)]
+        outputs = [process.communicate(timeout=200)[0] for process in (first, second)]
         assert [first.returncode, second.returncode] == [0, 0], outputs
         assert "nothing to do" not in outputs[0] and "nothing to do" in outputs[1]
         assert len(account.stored("shared")) == 1 and account.store("shared").verify(NAME).ok

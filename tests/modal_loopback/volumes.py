@@ -67,11 +67,11 @@ class Volume:
     def write(self, inside: str, chunks: Iterable[bytes]) -> None:
         """Write a file whole: it appears, or changes, in one step."""
         target = self.path(inside)
-        target.parent.mkdir(parents=True, exist_ok=True)
         draft = self.folder.parent / f"draft-{uuid.uuid4().hex}"
         with draft.open("wb") as file:
             file.writelines(chunks)
-        with self.lock:
+        with self.lock:  # the folder too: without, `changing` could exchange it for one that has no such folder
+            target.parent.mkdir(parents=True, exist_ok=True)
             draft.rename(target)
 
     @contextmanager
@@ -86,23 +86,25 @@ class Volume:
 
     def remove(self, inside: str, recursive: bool) -> None:
         path = self.path(inside)
-        if not path.is_dir():
-            path.unlink()
-        elif recursive:
-            shutil.rmtree(path)
-        else:
-            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), inside)
+        with self.lock:
+            if not path.is_dir():
+                path.unlink()
+            elif recursive:
+                shutil.rmtree(path)
+            else:
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), inside)
 
     def copy(self, sources: Iterable[str], destination: str, recursive: bool) -> None:
         """Copy as `cp` does: into a folder that is there, else to that very path."""
         target = self.path(destination)
-        for source in map(self.path, sources):
-            place = target / source.name if target.is_dir() else target
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir() and recursive:
-                shutil.copytree(source, place, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(source, place)
+        with self.lock:
+            for source in map(self.path, sources):
+                place = target / source.name if target.is_dir() else target
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if source.is_dir() and recursive:
+                    shutil.copytree(source, place, dirs_exist_ok=True)
+                else:
+                    shutil.copyfile(source, place)
 
 
 class Volumes:
