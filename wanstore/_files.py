@@ -13,6 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 
 _BLOCK_BYTES = 4 << 20
+_PAGE_BYTES = 4096
 
 
 def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
@@ -25,6 +26,43 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
             if advance:
                 advance(count)
     return digest.hexdigest()
+
+
+class BlockFile:
+    """A file whose blocks are written in their places, by any thread: past the page cache where that can be.
+
+    O_DIRECT saves a copy, pages for it, and the wait for write-back at the end. It wants whole pages, in memory that
+    begins with a page; what is not like that goes the ordinary way.
+    """
+
+    def __init__(self, path: Path, flags: int) -> None:
+        self.descriptor = os.open(path, flags, 0o644)
+        try:
+            self._direct: int | None = os.open(path, os.O_WRONLY | os.O_DIRECT)
+        except (AttributeError, OSError):  # not Linux, or a file system without it
+            self._direct = None
+
+    def write(self, view: memoryview, position: int) -> None:
+        done = 0
+        if self._direct is not None and position % _PAGE_BYTES == 0:
+            done = self._write_direct(self._direct, view[: len(view) // _PAGE_BYTES * _PAGE_BYTES], position)
+        while done < len(view):
+            done += os.pwrite(self.descriptor, view[done:], position + done)
+
+    def _write_direct(self, direct: int, view: memoryview, position: int) -> int:
+        done = 0
+        try:
+            while done < len(view):
+                done += os.pwrite(direct, view[done:], position + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        return done
+
+    def close(self) -> None:
+        for descriptor in (self.descriptor, self._direct):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -6,7 +6,6 @@ hashes the blocks in order and one writes them. All release the GIL for the heav
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import mmap
 import os
@@ -21,7 +20,8 @@ from typing import Self
 import attrs
 import torch
 
-from wanstore._formats._safetensors import DATA_ALIGNMENT, ITEM_BYTES
+from wanstore._files import BlockFile
+from wanstore._formats._safetensors import ITEM_BYTES
 from wanstore.conversion._statistics import PIECE_ELEMENTS, Float16Caster, TensorStatistics
 from wanstore.errors import SourceError
 from wanstore.interfaces import OutputShard
@@ -238,53 +238,23 @@ class _Reader:
 
 
 class _Writer:
-    """Writes blocks in its own thread: past the page cache where the file system allows it.
-
-    O_DIRECT saves a copy and the wait for write-back at the end; it wants whole pages, so a tail goes the
-    ordinary way.
-    """
+    """Writes blocks to a new file, in a thread of its own."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def __enter__(self) -> Self:
-        self._file = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
-        self._direct = self._open_direct()
+        self._file = BlockFile(self._path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         self._thread = ThreadPoolExecutor(1)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
-        for descriptor in (self._file, self._direct):
-            if descriptor is not None:
-                os.close(descriptor)
-
-    def _open_direct(self) -> int | None:
-        try:
-            return os.open(self._path, os.O_WRONLY | os.O_DIRECT)
-        except (AttributeError, OSError):  # not Linux, or a file system without it
-            return None
+        self._file.close()
 
     def submit(self, view: memoryview, position: int) -> Future[None]:
-        return self._thread.submit(self._write, view, position)
-
-    def _write(self, view: memoryview, position: int) -> None:
-        done = 0
-        if self._direct is not None and position % DATA_ALIGNMENT == 0:
-            done = self._write_direct(view[: len(view) // DATA_ALIGNMENT * DATA_ALIGNMENT], position)
-        while done < len(view):
-            done += os.pwrite(self._file, view[done:], position + done)
-
-    def _write_direct(self, view: memoryview, position: int) -> int:
-        done = 0
-        try:
-            while done < len(view):
-                done += os.pwrite(self._direct or 0, view[done:], position + done)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        return done
+        return self._thread.submit(self._file.write, view, position)
 
     def finish(self) -> None:
         """Force everything to the disk."""
-        os.fsync(self._file)
+        os.fsync(self._file.descriptor)

@@ -1,7 +1,8 @@
 """A Hub on 127.0.0.1 that the real, unmodified `huggingface_hub` client talks to.
 
 It serves folders as model repos: revisions, trees, small files, and large ones behind a redirect to an address
-that expires. `LoopbackHub.faults` breaks chosen answers in the ways that networks do. For tests and the demo.
+that expires. With `xet` large files are also in a content store, which the real `hf_xet` reads by tokens that expire.
+`LoopbackHub.faults` breaks chosen answers in the ways that networks do. For tests and the demo.
 """
 
 from __future__ import annotations
@@ -26,11 +27,16 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import attrs
 
+from wanstore.testing._content import ContentStore
+
 _LFS_FROM_BYTES = 10 << 20
 _CHUNK_BYTES = 1 << 20
 _LINK_SECONDS = 3600
 _API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+)(/(?P<path>.*))?)?")
 _FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+_XET_TOKEN = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/xet-read-token/(?P<revision>[^/]+)")
+_CONTENT = re.compile(r"/cas/(?P<version>v[12])/reconstructions/(?P<file>[0-9a-f]{64})")
+_XORB = re.compile(r"/xorbs/(?P<name>[0-9a-f]{64})")
 _CDN = re.compile(r"/cdn/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -63,12 +69,13 @@ class Request:
 
 @attrs.frozen
 class Blob:
-    """A file of a commit: `oid` is git's, `sha256` that of its content, there for LFS files only."""
+    """A file of a commit: `oid` is git's, `sha256` that of its content, there for LFS files only, as is `xet`."""
 
     file: Path
     size: int
     oid: str
     sha256: str | None
+    xet: str | None = None
 
     @property
     def etag(self) -> str:
@@ -90,11 +97,21 @@ class LoopbackHub:
 
     `tokens` are the valid ones; nobody has accepted a gated repo's terms but who holds a token of `accepted`.
     `rate_bytes` a second, if given, is shared by all connections. `page_entries` is the length of a tree's page.
+    `xet` is an empty folder for the content store; tokens for it, and addresses in it, expire after `xet_seconds`.
     """
 
-    def __init__(self, *, rate_bytes: int | None = None, page_entries: int = 1000) -> None:
+    def __init__(
+        self,
+        *,
+        rate_bytes: int | None = None,
+        page_entries: int = 1000,
+        xet: Path | None = None,
+        xet_seconds: float = 3600,
+    ) -> None:
         self.rate_bytes = rate_bytes
         self.page_entries = page_entries
+        self.content = ContentStore(xet) if xet else None
+        self.xet_seconds = xet_seconds
         self.tokens: set[str] = set()
         self.accepted: set[str] = set()
         self.repos: dict[str, Repo] = {}
@@ -129,7 +146,9 @@ class LoopbackHub:
         Files are read when asked for: a folder must stay as it is, and a new commit needs another folder.
         """
         files = {
-            path.relative_to(folder).as_posix(): _blob(path) for path in sorted(folder.rglob("*")) if path.is_file()
+            path.relative_to(folder).as_posix(): _blob(path, self.content)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
         }
         state = json.dumps([name, {path: blob.etag for path, blob in files.items()}])
         commit = hashlib.sha1(state.encode()).hexdigest()
@@ -160,14 +179,14 @@ class LoopbackHub:
             self.closing.wait(max(0.0, free_at - time.monotonic()))
 
 
-def _blob(path: Path) -> Blob:
+def _blob(path: Path, content: ContentStore | None) -> Blob:
     size = path.stat().st_size
     if path.suffix != ".safetensors" and size < _LFS_FROM_BYTES:
         return Blob(path, size, _git_oid(path.read_bytes()), None)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
-    return Blob(path, size, _git_oid(pointer.encode()), sha256)
+    return Blob(path, size, _git_oid(pointer.encode()), sha256, content.add(path) if content else None)
 
 
 def _git_oid(data: bytes, kind: str = "blob") -> str:
@@ -217,7 +236,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = urlsplit(self.path).path  # still quoted: a revision may hold slashes
-        answers: dict[re.Pattern[str], Callable[..., None]] = {_API: self._api, _FILE: self._file, _CDN: self._cdn}
+        answers: dict[re.Pattern[str], Callable[..., None]] = {
+            _API: self._api,
+            _FILE: self._file,
+            _CDN: self._cdn,
+            _XET_TOKEN: self._xet_token,
+            _CONTENT: self._content,
+            _XORB: self._xorb,
+        }
         for pattern, answer in answers.items():
             if match := pattern.fullmatch(path):
                 answer(**{name: unquote(value or "") for name, value in match.groupdict().items()})
@@ -270,21 +296,76 @@ class _Handler(BaseHTTPRequestHandler):
         blob = self.hub.repos[repo].commits[commit].get(path)
         if blob is None:
             raise _RefusalError(404, "EntryNotFound", "Entry not found")
-        headers = _blob_headers(commit, blob)
+        headers = self._headers_of(blob, repo, commit)
         if blob.sha256 is None:
             self._send_file(blob, headers)
             return
-        target, expires = f"/cdn/{repo}/{commit}/{path}", int(time.time()) + _LINK_SECONDS
-        location = f"{self.hub.url}{quote(target)}?Expires={expires}&Signature={self.hub.sign(target, expires)}"
+        location = self._signed(f"/cdn/{repo}/{commit}/{path}", _LINK_SECONDS)
         self._head(302, {**headers, "Location": location, "Content-Length": "0"})
 
-    def _cdn(self, repo: str, revision: str, path: str) -> None:
+    def _headers_of(self, blob: Blob, repo: str, commit: str) -> dict[str, str]:
+        headers = {"X-Repo-Commit": commit, "ETag": blob.etag}
+        if blob.sha256:
+            headers |= {"X-Linked-Size": str(blob.size), "X-Linked-Etag": blob.etag}
+        if blob.xet:
+            token = f"{self.hub.url}/api/models/{repo}/xet-read-token/{commit}"
+            headers |= {"X-Xet-Hash": blob.xet, "Link": f'<{token}>; rel="xet-auth"'}
+        return headers
+
+    def _signed(self, path: str, seconds: float) -> str:
+        """An address that is good for so long."""
+        expires = int(time.time() + seconds)
+        return f"{self.hub.url}{quote(path)}?Expires={expires}&Signature={self.hub.sign(path, expires)}"
+
+    def _check_signature(self) -> None:
         expires, signature = (self.query.get(name, ["0"])[0] for name in ("Expires", "Signature"))
         if int(expires) < time.time() or not hmac.compare_digest(signature, self.hub.sign(self.route, int(expires))):
             raise _RefusalError(403, message="Access denied")
+
+    def _xet_token(self, repo: str, revision: str) -> None:
+        self._commit(repo, revision)
+        expires = int(time.time() + self.hub.xet_seconds)
+        token, url = f"{expires}.{self.hub.sign('cas', expires)}", f"{self.hub.url}/cas"
+        headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
+        self._json({"casUrl": url, "exp": expires, "accessToken": token}, headers=headers)
+
+    def _content(self, version: str, file: str) -> None:
+        """What a file, or a range of it, is made of."""
+        expires, _, signature = (self.headers["Authorization"] or "").removeprefix("Bearer ").partition(".")
+        if not expires.isdigit() or not hmac.compare_digest(signature, self.hub.sign("cas", int(expires))):
+            raise _RefusalError(401, message="not a token")
+        if int(expires) < time.time():
+            raise _RefusalError(401, message="the token has expired")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "bytes=0-")
+        content = self.hub.content
+        if content is None or asked is None:
+            raise _RefusalError(404)
+        first, last = asked.groups()
+        try:
+            skip, terms = content.reconstruction(file, int(first), int(last) + 1 if last else None)
+        except KeyError:
+            raise _RefusalError(404) from None
+        if not terms:
+            raise _RefusalError(416)
+        self._json(
+            content.answer(version, skip, terms, lambda xorb: self._signed(f"/xorbs/{xorb}", self.hub.xet_seconds))
+        )
+
+    def _xorb(self, name: str) -> None:
+        self._check_signature()
+        try:
+            file = self.hub.content.xorb(name).file if self.hub.content else None
+        except KeyError:
+            file = None
+        if file is None:
+            raise _RefusalError(404)
+        self._send_file(Blob(file, file.stat().st_size, name, None), {})
+
+    def _cdn(self, repo: str, revision: str, path: str) -> None:
+        self._check_signature()
         blob = self.hub.repos[repo].commits[revision][path]
         # The client follows redirects within one host before it looks at the headers, so they are here as well.
-        self._send_file(blob, _blob_headers(revision, blob))
+        self._send_file(blob, self._headers_of(blob, repo, revision))
 
     def _send_file(self, blob: Blob, headers: dict[str, str]) -> None:
         start, stop, status = 0, blob.size, 200
@@ -368,15 +449,10 @@ def _entry(path: str, blob: Blob) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "size": blob.size, "oid": blob.oid}
     if blob.sha256:
         entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": 134}
+    if blob.xet:
+        entry["xetHash"] = blob.xet
     return entry
 
 
 def _folder_entry(path: str) -> dict[str, Any]:
     return {"type": "directory", "path": path, "size": 0, "oid": _git_oid(path.encode(), "tree")}
-
-
-def _blob_headers(commit: str, blob: Blob) -> dict[str, str]:
-    headers = {"X-Repo-Commit": commit, "ETag": blob.etag}
-    if blob.sha256:
-        headers |= {"X-Linked-Size": str(blob.size), "X-Linked-Etag": blob.etag}
-    return headers

@@ -45,7 +45,7 @@ LIMITS = Limits(
     least_bytes_per_second=50_000,
     api_seconds=0.6,
     connections=3,
-    piece_bytes=5 * MIB,
+    http_piece_bytes=5 * MIB,
 )
 
 
@@ -176,7 +176,7 @@ def test_a_killed_download_goes_on(hub: LoopbackHub, folder: Path, tmp_path: Pat
     script = (
         "import sys; from pathlib import Path; from wanstore.interfaces import Quiet\n"
         "from wanstore.conversion.hub import HubSource, Limits\n"
-        f"source = HubSource({REPO!r}, limits=Limits(connections=2, piece_bytes={8 * MIB}))\n"
+        f"source = HubSource({REPO!r}, limits=Limits(connections=2, http_piece_bytes={8 * MIB}))\n"
         f"source.fetch({BIG!r}, Path(sys.argv[1]), Quiet())"
     )
     process = subprocess.Popen(
