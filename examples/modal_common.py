@@ -48,6 +48,7 @@ image = (
         "diffusers==0.42.1",
         "filelock==4.2.11",
         "ftfy==6.3.1",
+        "hf-xet==1.8.0",
         "huggingface_hub==2.4.0",
         "matplotlib==3.11.2",
         "numpy==2.4.6",

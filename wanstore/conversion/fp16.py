@@ -110,10 +110,13 @@ class Fp16Converter(Converter):
 def _fetched_ahead(
     source: Source, shards: Sequence[OutputShard], folder: Path, progress: Progress
 ) -> Iterator[Iterator[tuple[OutputShard, Path]]]:
-    """Each shard with its source file; one more file is fetched ahead, and each is released when done with."""
+    """Each shard with its source file; one more file is fetched ahead, and each is released when done with.
+
+    Both are asked for at once: a source can begin with the second while the first one's last parts arrive.
+    """
     by_file = {path: list(group) for path, group in groupby(shards, key=lambda shard: shard.source_path)}
     paths = list(by_file)
-    with ThreadPoolExecutor(1) as fetcher:
+    with ThreadPoolExecutor(2) as fetcher:
 
         def fetched() -> Iterator[tuple[OutputShard, Path]]:
             ahead: list[Future[Path]] = []

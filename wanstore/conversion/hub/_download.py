@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from wanstore._files import sync
-from wanstore.conversion.hub._http import Http, Limits, NoRangesError
+from wanstore.conversion.hub._http import Http, Limits, NoRangesError, stopped_error
 from wanstore.conversion.hub._leftovers import drop_unless_plain
 from wanstore.conversion.hub._part import Part, TreeFile, is_whole
 from wanstore.conversion.hub._pieces import Pieces
@@ -15,10 +16,11 @@ from wanstore.errors import DamagedError
 from wanstore.interfaces import Progress
 
 _FETCHES = 3
+_LOOK_SECONDS = 0.05
 
 
 class Download:
-    """One file on its way to `target`."""
+    """One file on its way to `target`. From the beginning it stands in the line of files that want streams."""
 
     def __init__(
         self, file: TreeFile, url: str, target: Path, ways: Ways, http: Http, limits: Limits, progress: Progress
@@ -27,6 +29,7 @@ class Download:
         self._ways, self._http, self._limits, self._progress = ways, http, limits, progress
         self._part = Part(file, target)
         self._stopping = threading.Event()
+        ways.line.append(self)
 
     def stop(self) -> None:
         """Make `run`, in another thread, end soon with an error; what has arrived stays."""
@@ -66,9 +69,21 @@ class Download:
             "Try again, or from another network",
         )
 
+    def leave_line(self) -> None:
+        """Let the next file fetch its pieces."""
+        with suppress(ValueError):  # it did
+            self._ways.line.remove(self)
+
+    def _wait_in_line(self) -> None:
+        line = self._ways.line
+        while self in line and line[0] is not self:
+            if self._stopping.wait(_LOOK_SECONDS):
+                raise stopped_error(self._file.path)
+
     def _fill(self) -> bool:
         """Fetch what is missing; whether the whole then has the right hash."""
         path, part, progress = self._file.path, self._part, self._progress
+        self._wait_in_line()
         progress.advance(path, sum(stop - start for start, stop in part.have))
         if part.have:
             progress.message(f"{path}: resuming an earlier run")
@@ -77,7 +92,7 @@ class Download:
             if self._file.sha256 and (news := self._ways.news(way)):
                 progress.message(news)
             try:
-                Pieces(path, part, way, self._ways.turn, self._http, self._limits, progress).run(self._stopping)
+                Pieces(path, part, way, self.leave_line, self._http, self._limits, progress).run(self._stopping)
             except NoRangesError:
                 progress.message(f"{path}: the server sends whole files only")
                 way = self._ways.whole(self._file, self._url)

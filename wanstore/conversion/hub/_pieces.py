@@ -6,6 +6,7 @@ import mmap
 import queue
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import attrs
@@ -36,20 +37,26 @@ class Pieces:
     """Fetches what a part lacks, by one way, in `run`.
 
     Threads receive and write; the caller's thread notes what they wrote, hashes it, and watches over the way.
-    `turn` is held while there are pieces to hand out: then the next file may have the streams that become free.
+    `all_out` is called when every piece is handed out: the next file may have the streams that become free.
     """
 
     def __init__(
-        self, path: str, part: Part, way: Way, turn: threading.Lock, http: Http, limits: Limits, progress: Progress
+        self,
+        path: str,
+        part: Part,
+        way: Way,
+        all_out: Callable[[], None],
+        http: Http,
+        limits: Limits,
+        progress: Progress,
     ) -> None:
-        self._path, self._part, self._way, self._turn = path, part, way, turn
+        self._path, self._part, self._way, self._all_out = path, part, way, all_out
         self._http, self._progress = http, progress
         self._watch = _Watch(path, way, limits)
         self._news: queue.SimpleQueue[Arrived | BaseException] = queue.SimpleQueue()
         self._buffers: queue.SimpleQueue[mmap.mmap | None] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._handing_out = threading.Lock()
-        self._has_turn = False
         # Cut at whole steps, where the disk takes them past the page cache.
         self._todo = iter(
             [
@@ -61,9 +68,6 @@ class Pieces:
 
     def run(self, stopping: threading.Event) -> None:
         """Fetch all. Raises `WayError` if the way does not lead on, `UnreachableError` also when `stopping` is set."""
-        while not self._turn.acquire(timeout=_LOOK_SECONDS):
-            self._check(stopping)
-        self._has_turn = True
         part, streams = self._part, self._way.streams
         try:
             # For each stream one to fill, and one that waits to be hashed.
@@ -81,7 +85,6 @@ class Pieces:
                 finally:
                     self._end()
         finally:
-            self._end_turn()
             part.let_go()
             while not self._news.empty():
                 if isinstance(late := self._news.get(), Arrived):
@@ -91,17 +94,14 @@ class Pieces:
         try:
             new = self._news.get(timeout=_LOOK_SECONDS)
         except queue.Empty:
-            self._check(stopping)
+            if stopping.is_set():
+                raise stopped_error(self._path) from None
             self._watch.look()
             return None
         if isinstance(new, BaseException):
             raise new
         self._watch.heard(new.size)
         return new
-
-    def _check(self, stopping: threading.Event) -> None:
-        if stopping.is_set():
-            raise stopped_error(self._path)
 
     def _note(self, new: Arrived) -> None:
         self._part.note(new.start, new.stop)
@@ -113,17 +113,11 @@ class Pieces:
         for _ in range(self._way.streams):
             self._buffers.put(None)
 
-    def _end_turn(self) -> None:
-        with self._handing_out:
-            if self._has_turn:
-                self._has_turn = False
-                self._turn.release()
-
     def _next_piece(self) -> _Piece | None:
         with self._handing_out:
             piece = next(self._todo, None)
         if piece is None:
-            self._end_turn()
+            self._all_out()
         return piece
 
     def _work(self) -> None:

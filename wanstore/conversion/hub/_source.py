@@ -86,6 +86,7 @@ class HubSource(Source):
                 if not download.already_there():
                     download.run()
             finally:
+                download.leave_line()
                 self._running.discard(download)
             progress.finish(path)
         return target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -64,8 +64,8 @@ class Ways:
         self._http, self._limits, self._xet = http, limits, xet
         self._xet_streams = [limits.connections, min(_FEW_STREAMS, limits.connections)] if xet else []
         self._told = ""
-        self.turn = threading.Lock()
-        """Held while a file still has pieces to hand out: the next one takes over the streams that become free."""
+        self.line: deque[object] = deque()
+        """Files that have pieces to hand out, in the order in which they were asked for: the first one does."""
 
     def best(self, file: TreeFile, url: str, progress: Progress) -> Way:
         """The best of those that are left."""
