@@ -38,8 +38,13 @@ PIECES, EXTRA_IDS = 256_000, 300
 LETTERS = (range(0x61, 0x7B), range(0x410, 0x450), range(0x4E00, 0x9FA6), range(0x3041, 0x3097), range(0xAC00, 0xD7A4))
 
 
-def make_full_size(folder: Path, dtype: str = "float32", text_encoder_layers: int = 24) -> Path:
-    """Write the folder; scheduler and model_index.json are the tiny pipeline's."""
+def make_full_size(
+    folder: Path, dtype: str = "float32", text_encoder_layers: int = 24, *, distinct: bool = False
+) -> Path:
+    """Write the folder; scheduler and model_index.json are the tiny pipeline's.
+
+    Values repeat, which a content store would notice, unless they are to be `distinct`: that takes longer.
+    """
     make_tiny_wan(folder)
     write_tokenizer(folder / "tokenizer", _vocabulary(), EXTRA_IDS)
     with torch.device("meta"):
@@ -65,7 +70,7 @@ def make_full_size(folder: Path, dtype: str = "float32", text_encoder_layers: in
     values = torch.randn(VALUES_BYTES // 4, generator=torch.Generator().manual_seed(0)).mul_(0.02)
     values = values.to(getattr(torch, dtype))
     with ThreadPoolExecutor() as pool:  # a thread a file: a file system lets one write to a file at a time
-        list(pool.map(lambda item: _write(*item, values), layouts.items()))
+        list(pool.map(lambda item: _write(*item, values, distinct=distinct), layouts.items()))
     if dtype == "float16":
         seal_as_is(folder, weights="random")
     return folder
@@ -88,21 +93,24 @@ def _shards(folder: Path, parts: Component, shapes: dict[str, tuple[int, ...]], 
     return {folder / file: lay_out_file((name, dtype, shapes[name]) for name in names) for file, names in files.items()}
 
 
-def _write(path: Path, layout: FileLayout, values: torch.Tensor) -> None:
+def _write(path: Path, layout: FileLayout, values: torch.Tensor, *, distinct: bool) -> None:
     """Each piece is cut from `values` at a place of its own, so that no two tensors are equal.
 
     The VAE's norms get scales around 1, or nothing of its latents would be left to see in the frames.
     """
-    small, around_one = (array.view(torch.uint8).numpy().data for array in (values, values + 1))
+    around_one = values + 1
     places = random.Random(f"{path.parent.name}/{path.name}")
     with path.open("wb", buffering=0) as file:
         file.write(layout.header)
         for tensor in layout.tensors:
-            source = around_one if tensor.name.endswith("gamma") else small
+            source = around_one if tensor.name.endswith("gamma") else values
             for start in range(tensor.start, tensor.stop, PIECE_BYTES):
                 size = min(PIECE_BYTES, tensor.stop - start)
-                place = places.randrange(values.numel() - size // values.itemsize) * values.itemsize
-                file.write(source[place : place + size])
+                count = size // values.itemsize
+                place = places.randrange(values.numel() - count)
+                piece = source[place : place + count]
+                piece = piece * places.uniform(0.9, 1.1) if distinct else piece
+                file.write(piece.view(torch.uint8).numpy().data)
 
 
 def _vocabulary() -> list[tuple[str, float]]:

@@ -13,7 +13,7 @@ from io import BufferedReader
 from pathlib import Path
 
 _BLOCK_BYTES = 4 << 20
-_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
 
 
 def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
@@ -28,6 +28,14 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
+def open_direct(path: Path, flags: int) -> int | None:
+    """A descriptor that goes past the page cache, in whole pages; None where there is none."""
+    try:
+        return os.open(path, flags | os.O_DIRECT)
+    except (AttributeError, OSError):  # not Linux, or a file system without it
+        return None
+
+
 class BlockFile:
     """A file whose blocks are written in their places, by any thread: past the page cache where that can be.
 
@@ -37,15 +45,12 @@ class BlockFile:
 
     def __init__(self, path: Path, flags: int) -> None:
         self.descriptor = os.open(path, flags, 0o644)
-        try:
-            self._direct: int | None = os.open(path, os.O_WRONLY | os.O_DIRECT)
-        except (AttributeError, OSError):  # not Linux, or a file system without it
-            self._direct = None
+        self._direct = open_direct(path, os.O_WRONLY)
 
     def write(self, view: memoryview, position: int) -> None:
         done = 0
-        if self._direct is not None and position % _PAGE_BYTES == 0:
-            done = self._write_direct(self._direct, view[: len(view) // _PAGE_BYTES * _PAGE_BYTES], position)
+        if self._direct is not None and position % PAGE_BYTES == 0:
+            done = self._write_direct(self._direct, view[: len(view) // PAGE_BYTES * PAGE_BYTES], position)
         while done < len(view):
             done += os.pwrite(self.descriptor, view[done:], position + done)
 

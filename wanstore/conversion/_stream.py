@@ -13,14 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
 import attrs
 import torch
 
-from wanstore._files import BlockFile
+from wanstore._files import PAGE_BYTES, BlockFile, open_direct
 from wanstore._formats._safetensors import ITEM_BYTES
 from wanstore.conversion._statistics import PIECE_ELEMENTS, Float16Caster, TensorStatistics
 from wanstore.errors import SourceError
@@ -182,7 +182,7 @@ class _Filler:
         """Put the block's bytes into `buffer`; the statistics of its pieces, tensor by tensor."""
         if not hasattr(self._own, "caster"):
             self._own.caster = Float16Caster(clamp=self._clamp)
-            self._own.buffer = bytearray(PIECE_ELEMENTS * max(ITEM_BYTES.values()))
+            self._own.buffer = mmap.mmap(-1, PIECE_ELEMENTS * max(ITEM_BYTES.values()) + 2 * PAGE_BYTES)
         buffer[: len(block.header)] = block.header
         partials: _Partials = []
         for piece in block.pieces:
@@ -193,8 +193,8 @@ class _Filler:
 
     def _fill_piece(self, piece: _Piece, buffer: mmap.mmap, sums: TensorStatistics) -> None:
         read, place = self._shard.reads[piece.tensor], self._shard.layout.tensors[piece.tensor]
-        raw = memoryview(self._own.buffer)[: piece.elements * ITEM_BYTES[read.dtype]]
-        if not self._reader.read(raw, piece.start):
+        raw = self._reader.read(self._own.buffer, piece.start, piece.elements * ITEM_BYTES[read.dtype])
+        if raw is None:
             raise SourceError(f"{self._shard.source_path} ends inside {read.name}", "Fetch the source again")
         if place.dtype == "F16":
             values = torch.frombuffer(raw, dtype=FLOATS[read.dtype])
@@ -205,7 +205,11 @@ class _Filler:
 
 
 class _Reader:
-    """Reads parts of a file from any thread, the kernel reading ahead."""
+    """Reads parts of a file from any thread: from the page cache what is there, past it what is not.
+
+    What was downloaded just now is not there, and to fill the cache with it would cost more than to read it. Where the
+    file system has no O_DIRECT, the kernel reads ahead.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -213,25 +217,49 @@ class _Reader:
 
     def __enter__(self) -> Self:
         self._file = os.open(self._path, os.O_RDONLY)
+        self._direct = open_direct(self._path, os.O_RDONLY)
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        for descriptor in (self._file, self._direct):
+            if descriptor is not None:
+                os.close(descriptor)
 
-    def read(self, into: memoryview, start: int) -> bool:
-        """Fill `into` with what begins at `start`; false when the file ends before that."""
+    def read(self, into: mmap.mmap, start: int, size: int) -> memoryview | None:
+        """The `size` bytes from `start`, somewhere in `into`; None when the file ends before that.
+
+        `into` has two pages more than that.
+        """
+        view = memoryview(into)
+        aligned = start % max(ITEM_BYTES.values()) == 0  # as memory has to be, from which tensors are made
+        if self._direct is not None and aligned and not self._cached(view[:size], start):
+            first = start // PAGE_BYTES * PAGE_BYTES
+            wanted = -(-(start + size - first) // PAGE_BYTES) * PAGE_BYTES
+            with suppress(OSError):  # whatever it is, the ordinary way says it better
+                got = os.preadv(self._direct, [view[:wanted]], first)
+                if first + got >= start + size:
+                    return view[start - first :][:size]
         got = 0
-        while got < len(into):
-            count = os.preadv(self._file, [into[got:]], start + got)
+        while got < size:
+            count = os.preadv(self._file, [view[got:size]], start + got)
             if count == 0:
-                return False
+                return None
             got += count
-        return True
+        return view[:size]
+
+    def _cached(self, into: memoryview, start: int) -> bool:
+        """Fill `into` if that takes no reading from the disk."""
+        try:
+            return os.preadv(self._file, [into], start, os.RWF_NOWAIT) == len(into)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system that cannot tell
+            return False
 
     def read_ahead(self, block: _Block) -> None:
         """Tell the kernel what will be wanted soon."""
         start = block.pieces[0].start if block.pieces else 0
-        if start + _READ_AHEAD_BYTES > self._asked and hasattr(os, "posix_fadvise"):
+        if self._direct is None and start + _READ_AHEAD_BYTES > self._asked and hasattr(os, "posix_fadvise"):
             begin = max(start, self._asked)
             self._asked = start + 2 * _READ_AHEAD_BYTES
             os.posix_fadvise(self._file, begin, self._asked - begin, os.POSIX_FADV_WILLNEED)

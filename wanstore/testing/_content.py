@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -92,16 +92,16 @@ class ContentStore:
     def answer(self, version: str, start: int, terms: list[tuple[Term, int]], url: Any) -> dict[str, Any]:
         """The same as the content server of that API version says it; `url` gives the address of a xorb."""
         places: dict[str, list[dict[str, Any]]] = {}
-        for term in dict.fromkeys(term for term, _ in terms):
-            offsets = self.xorb(term.xorb).offsets
-            chunks = {"start": term.start, "end": term.stop}
-            part = {"start": offsets[term.start], "end": offsets[term.stop] - 1}
+        for run in _merged(term for term, _ in terms):
+            offsets = self.xorb(run.xorb).offsets
+            chunks = {"start": run.start, "end": run.stop}
+            part = {"start": offsets[run.start], "end": offsets[run.stop] - 1}
             place = (
-                {"range": chunks, "url": url(term.xorb), "url_range": part}
+                {"range": chunks, "url": url(run.xorb), "url_range": part}
                 if version == "v1"
-                else {"url": url(term.xorb), "ranges": [{"chunks": chunks, "bytes": part}]}
+                else {"url": url(run.xorb), "ranges": [{"chunks": chunks, "bytes": part}]}
             )
-            places.setdefault(term.xorb, []).append(place)
+            places.setdefault(run.xorb, []).append(place)
         return {
             "offset_into_first_range": start,
             "terms": [
@@ -110,6 +110,17 @@ class ContentStore:
             ],
             ("fetch_info" if version == "v1" else "xorbs"): places,
         }
+
+
+def _merged(terms: Iterable[Term]) -> list[Term]:
+    """Runs of chunks that touch or overlap made one: a client tells those of a xorb apart by where they begin."""
+    merged: list[Term] = []
+    for term in sorted(terms, key=lambda term: (term.xorb, term.start)):
+        if merged and merged[-1].xorb == term.xorb and term.start <= merged[-1].stop:
+            merged[-1] = attrs.evolve(merged[-1], stop=max(merged[-1].stop, term.stop))
+        else:
+            merged.append(term)
+    return merged
 
 
 def _files_of(shard: bytes) -> Iterator[tuple[str, list[Term]]]:
