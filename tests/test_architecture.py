@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "transfer": set(),
     "lean_imports": set(),
     "stores": set(),
-    "conversion": set(),
+    "conversion": {"transfer"},
     "base": set(),
 }
 """The rooms that each room may import besides itself and the base: the modules at the package's top."""

@@ -26,12 +26,16 @@ from wanstore.conversion._statistics import PIECE_ELEMENTS, Float16Caster, Tenso
 from wanstore.errors import SourceError
 from wanstore.interfaces import OutputShard
 from wanstore.manifest import TensorRecord
+from wanstore.transfer._page_cache import cached_share
 
 _BLOCK_BYTES = 4 << 20
 _FILLING_THREADS = max(1, min(3, os.cpu_count() or 1))
 """Three fill faster than one core can hash."""
-_BLOCKS = _FILLING_THREADS + 5
+_WAITING_THREADS = 4
+"""So many more wait for the disk where nothing reads ahead."""
+_SPARE_BLOCKS = 5
 _READ_AHEAD_BYTES = 64 << 20
+_MOSTLY = 0.5
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -59,13 +63,14 @@ def convert_shard(
     digest = hashlib.sha256()
     filling: deque[tuple[_Block, mmap.mmap, Future[_Partials]]] = deque()
     leaving: deque[tuple[mmap.mmap, Future[None], Future[None]]] = deque()
-    free = [mmap.mmap(-1, _BLOCK_BYTES) for _ in range(_BLOCKS)]
     with ExitStack() as stack:
         stack.enter_context(_one_torch_thread())
         reader = stack.enter_context(_Reader(source))
         writer = stack.enter_context(_Writer(target))
         hasher = stack.enter_context(ThreadPoolExecutor(1))
-        fillers = stack.enter_context(ThreadPoolExecutor(_FILLING_THREADS))
+        threads = _FILLING_THREADS + (0 if reader.ahead else _WAITING_THREADS)
+        free = [mmap.mmap(-1, _BLOCK_BYTES) for _ in range(threads + _SPARE_BLOCKS)]
+        fillers = stack.enter_context(ThreadPoolExecutor(threads))
         filler = _Filler(shard, reader, clamp=clamp)
 
         def send_on() -> None:
@@ -78,7 +83,7 @@ def convert_shard(
             advance(block.source_bytes)
 
         for block in _blocks(shard):
-            if len(filling) > _FILLING_THREADS:
+            if len(filling) > threads:
                 send_on()
             if not free:
                 buffer, hashed, written = leaving.popleft()
@@ -205,10 +210,10 @@ class _Filler:
 
 
 class _Reader:
-    """Reads parts of a file from any thread: from the page cache what is there, past it what is not.
+    """Reads parts of a file from any thread: past the page cache, if that does not hold the file.
 
-    What was downloaded just now is not there, and to fill the cache with it would cost more than to read it. Where the
-    file system has no O_DIRECT, the kernel reads ahead.
+    What was downloaded just now is not there, and to fill the cache with it would cost more than to read it. Without
+    O_DIRECT the kernel reads ahead.
     """
 
     def __init__(self, path: Path) -> None:
@@ -217,7 +222,8 @@ class _Reader:
 
     def __enter__(self) -> Self:
         self._file = os.open(self._path, os.O_RDONLY)
-        self._direct = open_direct(self._path, os.O_RDONLY)
+        cached = cached_share([self._file]) > _MOSTLY
+        self._direct = None if cached else open_direct(self._path, os.O_RDONLY)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,19 +231,22 @@ class _Reader:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def read(self, into: mmap.mmap, start: int, size: int) -> memoryview | None:
-        """The `size` bytes from `start`, somewhere in `into`; None when the file ends before that.
+    @property
+    def ahead(self) -> bool:
+        """Whether parts are in memory before they are asked for."""
+        return self._direct is None
 
-        `into` has two pages more than that.
+    def read(self, into: mmap.mmap, start: int, size: int) -> memoryview | None:
+        """The `size` bytes from `start`, somewhere in `into`, which has two pages more than that.
+
+        None when the file ends before that.
         """
         view = memoryview(into)
-        aligned = start % max(ITEM_BYTES.values()) == 0  # as memory has to be, from which tensors are made
-        if self._direct is not None and aligned and not self._cached(view[:size], start):
+        if self._direct is not None and start % max(ITEM_BYTES.values()) == 0:  # as memory of tensors has to be
             first = start // PAGE_BYTES * PAGE_BYTES
             wanted = -(-(start + size - first) // PAGE_BYTES) * PAGE_BYTES
             with suppress(OSError):  # whatever it is, the ordinary way says it better
-                got = os.preadv(self._direct, [view[:wanted]], first)
-                if first + got >= start + size:
+                if first + os.preadv(self._direct, [view[:wanted]], first) >= start + size:
                     return view[start - first :][:size]
         got = 0
         while got < size:
@@ -247,19 +256,10 @@ class _Reader:
             got += count
         return view[:size]
 
-    def _cached(self, into: memoryview, start: int) -> bool:
-        """Fill `into` if that takes no reading from the disk."""
-        try:
-            return os.preadv(self._file, [into], start, os.RWF_NOWAIT) == len(into)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system that cannot tell
-            return False
-
     def read_ahead(self, block: _Block) -> None:
         """Tell the kernel what will be wanted soon."""
         start = block.pieces[0].start if block.pieces else 0
-        if self._direct is None and start + _READ_AHEAD_BYTES > self._asked and hasattr(os, "posix_fadvise"):
+        if self.ahead and start + _READ_AHEAD_BYTES > self._asked and hasattr(os, "posix_fadvise"):
             begin = max(start, self._asked)
             self._asked = start + 2 * _READ_AHEAD_BYTES
             os.posix_fadvise(self._file, begin, self._asked - begin, os.POSIX_FADV_WILLNEED)
