@@ -217,6 +217,20 @@ def test_refusals_are_one_clear_line_and_leave_the_store_alone(
     assert store.list() == Listing() and not list((store.root / ".wanstore/stages").glob("*"))
 
 
+def test_setup_over_xet(tiny_fp32: Path, store: LocalStore, tmp_path: Path) -> None:
+    """With as many streams as are asked for; with --quiet nothing is said."""
+    with LoopbackHub(xet=tmp_path / "content") as hub:
+        hub.add_repo(REPO, tiny_fp32)
+        variables = {"HF_HUB_DISABLE_XET": "0", "HF_HOME": str(tmp_path / "hf")}
+        arguments = ("setup", REPO, "--store", str(store.root), "--connections", "3")
+        first = run(hub, *arguments, **variables)
+        again = run(hub, *arguments, "--quiet", **variables)
+    assert first.returncode == again.returncode == 0, first.stderr + again.stderr
+    assert first.stderr == "Downloading over Xet, 3 streams\n" and again.stderr == ""
+    assert any(request.path.startswith("/xorbs/") for request in hub.requests)
+    assert store.verify("wan2.1-fp16").ok
+
+
 def test_no_token_reaches_output_or_disk(hub: LoopbackHub, store: LocalStore, tmp_path: Path) -> None:
     """Also when the Hub refuses it."""
     token = "hf_thisIsASecretToken"

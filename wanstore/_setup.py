@@ -18,6 +18,7 @@ from wanstore.errors import (
     AlreadyExistsError,
     DamagedError,
     DiskFullError,
+    InvalidSettingError,
     NotFoundError,
     NotSupportedError,
     SourceError,
@@ -62,7 +63,12 @@ class SetupPlan:
 
 
 def open_source(
-    source: str, revision: str | None = None, *, keep: Path | None = None, progress: Progress | None = None
+    source: str,
+    revision: str | None = None,
+    *,
+    keep: Path | None = None,
+    connections: int | None = None,
+    progress: Progress | None = None,
 ) -> Source:
     """The folder or Hub repo that `source` names, fixed at one state. A folder that exists comes first."""
     folder = Path(source).expanduser()
@@ -74,9 +80,12 @@ def open_source(
         return FolderSource(folder)
     if source.count("/") != 1 or "://" in source:
         raise NotFoundError(f"{source!r} is neither a folder nor a Hub repo", "Name a folder, or a repo as OWNER/NAME")
-    from wanstore.conversion.hub import HubSource
+    from wanstore.conversion.hub import HubSource, Limits
 
-    return HubSource(source, revision, keep=keep, progress=progress)
+    if connections is not None and connections < 1:
+        raise InvalidSettingError(f"connections is {connections}", "Use at least 1")
+    limits = Limits(connections=connections) if connections else Limits()
+    return HubSource(source, revision, keep=keep, limits=limits, progress=progress)
 
 
 def make_converter(name: str, options: Mapping[str, str] | None = None) -> Converter:

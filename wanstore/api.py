@@ -50,6 +50,7 @@ def setup(
     replace: bool = False,
     converter: Converter | str = "fp16",
     keep_source: Path | None = None,
+    connections: int | None = None,
     notes: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -73,6 +74,7 @@ def setup(
             if it is damaged.
         converter: a converter, or the name of an installed one.
         keep_source: a folder in which the downloaded source is kept.
+        connections: how many parts of a file come from the Hub at once; 8 by default.
         notes: recorded in the manifest beside the `model`, for whoever loads the pipeline, such as `attention`, the
             backend to use on a GPU. They are not part of the recipe.
         progress: receives progress updates.
@@ -92,7 +94,7 @@ def setup(
     check_name(name)
     store = _as_store(store)
     converter = make_converter(converter) if isinstance(converter, str) else converter
-    published = open_source(source, revision, keep=keep_source, progress=progress)
+    published = open_source(source, revision, keep=keep_source, connections=connections, progress=progress)
     recipe = recipe_of(published.record, converter)
     existing = existing_manifest(store, name, recipe, replace, progress)
     if existing:

@@ -66,11 +66,14 @@ def main() -> None:
               help="An option of the converter, such as overflow=clamp of fp16. May be repeated.")  # fmt: skip
 @click.option("--keep-source", type=FilledPath(path_type=Path, file_okay=False),
               help="Keep the downloaded source in this folder.")  # fmt: skip
+@click.option("--connections", type=click.IntRange(1, 64),
+              help="How many parts of a file come from the Hub at once.  [default: 8]")  # fmt: skip
+@click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be downloaded and stored, and whether it fits.")
 @json_option
 def setup(source: str, store_url: str, name: str, as_json: bool, converter_name: str,
-          converter_options: dict[str, str], keep_source: Path | None, dry_run: bool,
-          **options: Any) -> None:  # fmt: skip
+          converter_options: dict[str, str], keep_source: Path | None, connections: int | None, quiet: bool,
+          dry_run: bool, **options: Any) -> None:  # fmt: skip
     """Download SOURCE, convert it to float16 and store it.
 
     SOURCE is a Hub repo in the Diffusers layout, or a folder of that layout. An interrupted run resumes when you
@@ -94,9 +97,16 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
         else:
             click.echo("\n".join(plan_lines(plan)))
         return
-    with TerminalProgress(quiet=as_json) as progress:
+    with TerminalProgress(quiet=quiet or as_json) as progress:
         manifest = run_setup(
-            source, store_url, name=name, converter=converter, keep_source=keep_source, progress=progress, **options
+            source,
+            store_url,
+            name=name,
+            converter=converter,
+            keep_source=keep_source,
+            connections=connections,
+            progress=progress,
+            **options,
         )
     if as_json:
         print_json(to_json(manifest))

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ def run_demo(folder: Path, say: Callable[[str], Any]) -> dict[str, Any]:
     began = time.perf_counter()
     store_folder = folder / "store"
     _make_room(store_folder)
-    with LoopbackHub() as hub, tempfile.TemporaryDirectory() as workplace:
+    with tempfile.TemporaryDirectory() as workplace, LoopbackHub(xet=_content_folder(workplace)) as hub:
         # The Hub client reads these when it is imported: the demo uses only its own Hub.
-        os.environ.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1", HF_HOME=workplace, HF_HUB_DISABLE_TELEMETRY="1")
+        os.environ.update(HF_ENDPOINT=hub.url, HF_HOME=workplace, HF_HUB_DISABLE_TELEMETRY="1")
         import wanstore
         from wanstore.testing.tiny_wan import make_tiny_wan
 
@@ -63,6 +64,13 @@ def run_demo(folder: Path, say: Callable[[str], Any]) -> dict[str, Any]:
         "presets": [attrs.asdict(row) for row in measured.rows],
         "seconds": seconds,
     }
+
+
+def _content_folder(workplace: str) -> Path | None:
+    """A folder for the Hub's content store, where there is something to make and read it with."""
+    folder = Path(workplace, "content")
+    folder.mkdir()
+    return folder if find_spec("hf_xet") else None
 
 
 def _make_room(store_folder: Path) -> None:

@@ -237,17 +237,18 @@ class _Reader:
         return self._direct is None
 
     def read(self, into: mmap.mmap, start: int, size: int) -> memoryview | None:
-        """The `size` bytes from `start`, somewhere in `into`, which has two pages more than that.
+        """The `size` bytes from `start`, in `into`, which has two pages more than that; None if the file ends before.
 
-        None when the file ends before that.
+        Always at its beginning: the last digits of sums depend on how values lie in memory.
         """
         view = memoryview(into)
-        if self._direct is not None and start % max(ITEM_BYTES.values()) == 0:  # as memory of tensors has to be
+        if self._direct is not None:
             first = start // PAGE_BYTES * PAGE_BYTES
             wanted = -(-(start + size - first) // PAGE_BYTES) * PAGE_BYTES
             with suppress(OSError):  # whatever it is, the ordinary way says it better
                 if first + os.preadv(self._direct, [view[:wanted]], first) >= start + size:
-                    return view[start - first :][:size]
+                    into.move(0, start - first, size)
+                    return view[:size]
         got = 0
         while got < size:
             count = os.preadv(self._file, [view[got:size]], start + got)

@@ -98,6 +98,7 @@ class LoopbackHub:
     `tokens` are the valid ones; nobody has accepted a gated repo's terms but who holds a token of `accepted`.
     `rate_bytes` a second, if given, is shared by all connections. `page_entries` is the length of a tree's page.
     `xet` is an empty folder for the content store; tokens for it, and addresses in it, expire after `xet_seconds`.
+    `requests` are those that came, and `sent_bytes` what files and xorbs have taken.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class LoopbackHub:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.sent_bytes = 0
         self.closing = threading.Event()
         self._secret = secrets.token_bytes(16)
         self._lock = threading.Lock()
@@ -169,6 +171,11 @@ class LoopbackHub:
     def sign(self, path: str, expires: int) -> str:
         """The signature that makes an address below `/cdn/` valid until `expires`, in Unix seconds."""
         return hmac.new(self._secret, f"{path}:{expires}".encode(), "sha256").hexdigest()
+
+    def count(self, sent: int) -> None:
+        """So much of a body was sent."""
+        with self._lock:
+            self.sent_bytes += sent
 
     def wait_for_line(self, size: int) -> None:
         """Take the time that `size` bytes need at `rate_bytes`."""
@@ -408,6 +415,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not sent:
                 raise ConnectionAbortedError("the file was cut while it was served")
             start += sent
+            self.hub.count(sent)
 
     def _break(self, fault: Fault, rest: bytes) -> None:
         self.close_connection = True
