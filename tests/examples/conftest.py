@@ -19,9 +19,9 @@ from wanstore.testing.hub import LoopbackHub
 def account(tmp_path_factory: pytest.TempPathFactory, tiny_fp32: Path) -> Iterator[Account]:
     """A control plane, and a Hub with a tiny Wan 2.1."""
     folder = tmp_path_factory.mktemp("modal")
-    with ControlPlane(folder / "control") as control, LoopbackHub() as hub:
+    with ControlPlane(folder / "control") as control, LoopbackHub(xet=folder / "content") as hub:
         hub.add_repo(REPO, tiny_fp32)
         control.containers.environment.update(
-            HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=str(folder / "hf")
+            HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="0", HF_HUB_DISABLE_TELEMETRY="1", HF_HOME=str(folder / "hf")
         )
         yield Account(control, hub)

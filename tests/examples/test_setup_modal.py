@@ -51,9 +51,12 @@ def converted(account: Account, volume: str) -> int:
 
 
 def bodies(hub: LoopbackHub) -> list[str]:
-    """The weight files whose contents were asked for; planning reads only headers."""
-    wanted = [request for request in hub.requests if ".safetensors" in request.path and "/cdn/" in request.path]
-    return [request.path.split("?")[0] for request in wanted if request.range != "bytes=0-99999"]
+    """The weight files whose contents were asked for, over Xet by their hash; planning reads only headers."""
+    headers = "bytes=0-99999"
+    cdn = [one.path for one in hub.requests if one.path.endswith(".safetensors") and one.range != headers]
+    return [path for path in cdn if path.startswith("/cdn/")] + [
+        one.path for one in hub.requests if one.path.startswith("/cas/")
+    ]
 
 
 class TestSetup:
@@ -76,7 +79,8 @@ class TestSetup:
             loaded = wanstore.load(NAME, store=store, device="cpu")
             folder = store.local_path(NAME)
         reference = WanPipeline.from_pretrained(folder, dtype=torch.float16)
-        assert not any(request.authorized for request in account.hub.requests)
+        paths = [request.path for request in account.hub.requests if request.authorized]
+        assert paths and all(path.startswith("/cas/") for path in paths), "by a token of the content store's own"
         for (name, ours), theirs in zip(
             loaded.transformer.state_dict().items(), reference.transformer.state_dict().values(), strict=True
         ):
