@@ -91,11 +91,11 @@ class Pieces:
                     self._note(late)
 
     def _next(self, stopping: threading.Event) -> Arrived | None:
+        if stopping.is_set():
+            raise stopped_error(self._path)
         try:
             new = self._news.get(timeout=_LOOK_SECONDS)
         except queue.Empty:
-            if stopping.is_set():
-                raise stopped_error(self._path) from None
             self._watch.look()
             return None
         if isinstance(new, BaseException):
