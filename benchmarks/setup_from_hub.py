@@ -2,8 +2,8 @@
 
     python benchmarks/setup_from_hub.py WORKFOLDER [--rate-mb 200] [--text-encoder-layers 1] [--rounds 3]
 
-The Hub serves files over HTTP and, from a content store, over Xet; with `--rate-mb` at a network's rate, else as fast
-as it can. Each row is a fresh process; the order changes from round to round. Imports count for setup, not for
+The Hub serves files over Xet and, by a certificate of its own (openssl makes it), over HTTPS; with `--rate-mb` at a
+network's rate, else as fast as it can. Each row is a fresh process; the order changes from round to round. Imports count for setup, not for
 downloads.
 The source is of the real shapes with random weights, made in WORKFOLDER if absent: 11 GB with one text encoder layer.
 It is in the Hub twice, as files and as xorbs, and downloads come on top: 45 GB of disk. Prints Markdown tables.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPO = "bench/full-size"
-OVER_HTTP = {"HF_HUB_DISABLE_XET": "1"}
+OVER_HTTPS = {"HF_HUB_DISABLE_XET": "1"}
 
 
 def fetch(source: str, target: Path) -> None:
@@ -53,10 +53,10 @@ def set_up(source: str, target: Path) -> None:
 STEPS: dict[str, Callable[[str, Path], None]] = {"fetch": fetch, "snapshot": snapshot, "setup": set_up}
 DOWNLOADS: dict[str, tuple[str, dict[str, str]]] = {
     "wanstore over Xet": ("fetch", {}),
-    "wanstore over HTTP": ("fetch", OVER_HTTP),
+    "wanstore over HTTPS": ("fetch", OVER_HTTPS),
     "`snapshot_download`": ("snapshot", {}),
     "`snapshot_download`, HF_XET_HIGH_PERFORMANCE": ("snapshot", {"HF_XET_HIGH_PERFORMANCE": "1"}),
-    "`snapshot_download` over HTTP": ("snapshot", OVER_HTTP),
+    "`snapshot_download` over HTTPS": ("snapshot", OVER_HTTPS),
 }
 
 
@@ -86,6 +86,16 @@ def child(step: str, source: str, target: Path) -> None:
     print(json.dumps([seconds, cpu, int(peak) * 1024 / 1e9]))
 
 
+def make_certificate(folder: Path) -> Path:
+    """A PEM file with a certificate of 127.0.0.1 and its key."""
+    made, key = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    made.write_bytes(made.read_bytes() + key.read_bytes())
+    return made
+
+
 def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int) -> None:
     from wanstore.testing.hub import LoopbackHub
 
@@ -99,9 +109,13 @@ def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int) -> None
     content, target = folder / "content", folder / "target"
     shutil.rmtree(content, ignore_errors=True)
     content.mkdir()
-    with LoopbackHub(rate_bytes=rate_mb and rate_mb * 1_000_000, xet=content) as hub:
+    rate = rate_mb and rate_mb * 1_000_000
+    certificate = make_certificate(folder)
+    with LoopbackHub(rate_bytes=rate, xet=content) as hub, LoopbackHub(rate_bytes=rate, certificate=certificate) as tls:
         hub.add_repo(REPO, source)
+        tls.add_repo(REPO, source)
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        over_tls = {"HF_ENDPOINT": tls.url, "SSL_CERT_FILE": str(certificate)}
         found: dict[str, list[tuple[float, float, float, float]]] = {
             name: [] for name in [*DOWNLOADS, "convert", "setup"]
         }
@@ -109,7 +123,8 @@ def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int) -> None
             names = list(found)
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 step, more = DOWNLOADS.get(name, ("setup", {}))
-                found[name].append(run(step, str(source) if name == "convert" else REPO, target, environment | more))
+                variables = environment | more | (over_tls if more is OVER_HTTPS else {})
+                found[name].append(run(step, str(source) if name == "convert" else REPO, target, variables))
                 print(name, [round(value, 2) for value in found[name][-1]], file=sys.stderr)
     shutil.rmtree(content)
     at = f"at {rate_mb} MB/s" if rate_mb else "as fast as it can"

@@ -65,7 +65,9 @@ class BlockFile:
         return done
 
     def close(self) -> None:
-        for descriptor in (self.descriptor, self._direct):
+        # A thread that writes all the same must not hit a file that gets the same number.
+        descriptors, self.descriptor, self._direct = (self.descriptor, self._direct), -1, None
+        for descriptor in descriptors:
             if descriptor is not None:
                 os.close(descriptor)
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import ssl
 import struct
 import sys
 import threading
@@ -98,6 +99,7 @@ class LoopbackHub:
     `tokens` are the valid ones; nobody has accepted a gated repo's terms but who holds a token of `accepted`.
     `rate_bytes` a second, if given, is shared by all connections. `page_entries` is the length of a tree's page.
     `xet` is an empty folder for the content store; tokens for it, and addresses in it, expire after `xet_seconds`.
+    With `certificate`, a PEM file with its key, all of it is over TLS.
     `requests` are those that came, and `sent_bytes` what files and xorbs have taken.
     """
 
@@ -108,11 +110,13 @@ class LoopbackHub:
         page_entries: int = 1000,
         xet: Path | None = None,
         xet_seconds: float = 3600,
+        certificate: Path | None = None,
     ) -> None:
         self.rate_bytes = rate_bytes
         self.page_entries = page_entries
         self.content = ContentStore(xet) if xet else None
         self.xet_seconds = xet_seconds
+        self._certificate = certificate
         self.tokens: set[str] = set()
         self.accepted: set[str] = set()
         self.repos: dict[str, Repo] = {}
@@ -134,6 +138,11 @@ class LoopbackHub:
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if self._certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
@@ -411,7 +420,7 @@ class _Handler(BaseHTTPRequestHandler):
         chunk = min(_CHUNK_BYTES, max(4096, self.hub.rate_bytes // 50)) if self.hub.rate_bytes else _CHUNK_BYTES
         while start < stop and not self.hub.closing.is_set():
             self.hub.wait_for_line(min(chunk, stop - start))
-            sent = os.sendfile(self.connection.fileno(), file.fileno(), start, min(chunk, stop - start))
+            sent = self.connection.sendfile(file, start, min(chunk, stop - start))
             if not sent:
                 raise ConnectionAbortedError("the file was cut while it was served")
             start += sent

@@ -13,13 +13,17 @@ import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from tests.conversion.hub.hostile_hub import LIMITS, HostileHub, whole
-from wanstore.conversion.hub import HubSource
+from wanstore.conversion.hub import HubSource, _http
+from wanstore.conversion.hub._http import _body
 from wanstore.errors import AccessError, UnreachableError, WanstoreError
+from wanstore.interfaces import Quiet
+from wanstore.testing.hub import LoopbackHub
 
 SECRET = "sEcReT"
 
@@ -183,15 +187,45 @@ def test_tls_answers_that_trickle_end_too(tls: str, monkeypatch: pytest.MonkeyPa
         source()
 
 
+def test_files_come_over_tls(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their bodies straight from the connection, as without TLS, up to their end."""
+    (tmp_path / "repo").mkdir()
+    content = os.urandom(3_000_001)
+    (tmp_path / "repo/big.safetensors").write_bytes(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    kinds = []
+
+    def body(response: Any) -> Iterator[bytes | memoryview]:
+        for block in _body(response):
+            kinds.append(type(block))
+            yield block
+
+    monkeypatch.setattr(_http, "_body", body)
+    with LoopbackHub(certificate=certificate) as hub:
+        hub.add_repo("Wan-AI/Tiny", tmp_path / "repo")
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        fetched = HubSource("Wan-AI/Tiny").fetch("big.safetensors", tmp_path / "into", Quiet())
+    assert fetched.read_bytes() == content
+    assert kinds[0] is bytes and set(kinds[1:]) == {memoryview}
+
+
 @pytest.fixture
-def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A Hub over TLS, whose headers trickle; the file of its certificate, which no one trusts."""
+def certificate(tmp_path: Path) -> Path:
+    """A PEM file with a certificate of this machine, which no one trusts, and its key."""
     if not shutil.which("openssl"):
         pytest.skip("needs openssl to make a certificate")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
     subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    made.write_bytes(made.read_bytes() + key.read_bytes())
+    return made
+
+
+@pytest.fixture
+def tls(certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A Hub over TLS, whose headers trickle; the file of its certificate."""
     ending = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -211,7 +245,7 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     with Server(("127.0.0.1", 0), Handler) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"https://127.0.0.1:{server.server_port}")

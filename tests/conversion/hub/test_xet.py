@@ -234,6 +234,26 @@ def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path,
     assert before >= 20 * MIB and any("resuming" in message for message in heard.messages)
 
 
+def test_stop_does_not_wait_for_a_token(hub: LoopbackHub, tmp_path: Path, heard: Heard) -> None:
+    """Nor does it try another way then."""
+    hub_source = source(attrs.evolve(LIMITS, attempts=99))
+    hub.faults.append(Fault("status", "*/xet-read-token/*", count=999, status=503, retry_after=60))
+    errors: list[WanstoreError] = []
+
+    def fetch() -> None:
+        try:
+            hub_source.fetch(BIG, tmp_path, heard)
+        except WanstoreError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    wait_for(lambda: asked(hub, "/api/models/Wan-AI/Tiny/xet-read-token"))
+    hub_source.stop()
+    thread.join(10)
+    assert not thread.is_alive() and "stopped" in str(errors[0]) and not asked(hub, "/cdn/")
+
+
 @pytest.mark.parametrize("after", [0.1, 0.35, 0.6])
 def test_a_killed_download_goes_on(hub: LoopbackHub, folder: Path, tmp_path: Path, heard: Heard, after: float) -> None:
     """After kill -9 no more is fetched again than was under way: a piece for each stream."""

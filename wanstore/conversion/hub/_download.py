@@ -85,9 +85,9 @@ class Download:
         path, part, progress = self._file.path, self._part, self._progress
         self._wait_in_line()
         progress.advance(path, sum(stop - start for start, stop in part.have))
-        if part.have:
+        if resumed := bool(part.have):
             progress.message(f"{path}: resuming an earlier run")
-        way = self._ways.best(self._file, self._url, progress)
+        way = self._ways.best(self._file, self._url, progress, self._stopping)
         while True:
             if self._file.sha256 and (news := self._ways.news(way)):
                 progress.message(news)
@@ -100,9 +100,8 @@ class Download:
             except WayError as error:
                 progress.message(str(error))
             else:
-                if part.right:
-                    return True
+                if not part.right and not resumed:  # or what an earlier run left may be to blame
+                    self._ways.failed(way)
+                return part.right
             self._ways.failed(way)
-            if part.whole:
-                return False
-            way = self._ways.best(self._file, self._url, progress)
+            way = self._ways.best(self._file, self._url, progress, self._stopping)

@@ -30,6 +30,7 @@ T = TypeVar("T")
 _LONGEST_WAIT_SECONDS = 300.0
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _BLOCK_BYTES = 256 << 10
+_BLOCK_SECONDS = 0.5
 _MAX_ANSWER_BYTES = 16 << 20
 """Most that an answer of the API may have: a page of 1000 files has about 0.3 MB."""
 _MAX_REDIRECTS = 10
@@ -109,6 +110,8 @@ class Http:
                 raise UnreachableError(
                     f"{task} could not be fetched from {self.endpoint}: {reason} (attempt {attempt})", _AGAIN
                 )
+            if ended.is_set():
+                raise stopped_error(task)
             progress.message(f"{task}: {reason}; trying again in {pause:.1f} s")
             if ended.wait(pause):
                 raise stopped_error(task)
@@ -118,9 +121,9 @@ class Http:
         """The client's, with its token: for the Hub alone."""
         return request_headers(self._login)
 
-    def json(self, url: str) -> tuple[Any, str | None]:
+    def json(self, url: str, ended: threading.Event | None = None) -> tuple[Any, str | None]:
         """An API answer, and the address of its next page."""
-        return self.retrying(self._repo, self._progress, lambda: self._json_once(url))
+        return self.retrying(self._repo, self._progress, lambda: self._json_once(url), ended)
 
     def _json_once(self, url: str) -> tuple[Any, str | None]:
         body = bytearray()
@@ -206,6 +209,8 @@ class Http:
                 raise self._refusal(error) from None
             except http.InvalidURL:
                 raise UnreachableError(f"{self.endpoint} gave an address that is none", "Check HF_ENDPOINT") from None
+            except UnicodeError:  # of a host's name
+                raise UnreachableError(f"{self.endpoint} gave an address that is none", "Check HF_ENDPOINT") from None
             except http.HTTPError as error:
                 if deadline.expired:
                     raise self._too_slow() from None
@@ -260,27 +265,38 @@ class Http:
 def _body(response: Any) -> Iterator[bytes | memoryview]:
     """The body's bytes: as the client gives them, or, where nothing is in between, straight from its connection.
 
-    That is a tenth of the work, done outside of the interpreter. A block is good until the next one is asked for.
+    That is half of the work, and done outside of the interpreter. A block is good until the next one is asked for.
     """
     chunks = response.iter_raw()
-    yield next(chunks, b"")  # with it the client's own buffer is empty
-    stream = response.extensions.get("network_stream")
+    first = next(chunks, b"")
+    yield first  # with it the client's own buffer is empty
+    stream, headers = response.extensions.get("network_stream"), response.headers
     connection, tls = (stream.get_extra_info(kind) if stream else None for kind in ("socket", "ssl_object"))
-    plain = "Content-Length" in response.headers and response.http_version == "HTTP/1.1"
-    if connection is None or not plain or tls not in (None, connection):  # or a proxy's TLS is around the Hub's
+    length = headers.get("Content-Length", "") if "Transfer-Encoding" not in headers else ""
+    # Around the Hub's TLS there may be a proxy's: then this connection is not the one that has the bytes.
+    ours = tls is getattr(connection, "_sslobj", None)
+    if connection is None or not (ours and length.isdecimal() and response.http_version == "HTTP/1.1"):
         yield from chunks
         return
+    left = int(length) - len(first)
     block = memoryview(bytearray(_BLOCK_BYTES))
-    while True:
-        size = 0
+    fault = None
+    while left > 0 and not fault:
+        size, space = 0, block[:left]
+        # A slow one is not waited for until the block is full: whoever reads may want to stop.
+        until = time.monotonic() + _BLOCK_SECONDS
         try:
-            while size < len(block) and (count := connection.recv_into(block[size:])):
+            while size < len(space) and time.monotonic() < until and (count := connection.recv_into(space[size:])):
                 size += count
         except OSError as error:
-            raise PassingError(_described(error)) from None
-        if not size:
+            fault = PassingError(_described(error))
+        if size:
+            yield block[:size]
+        elif not fault:
             return
-        yield block[:size]
+        left -= size
+    if fault:
+        raise fault
 
 
 def _check(response: Any, *, redirected: bool) -> None:

@@ -6,8 +6,9 @@ import mmap
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import attrs
 
@@ -23,6 +24,7 @@ _WORTH_BYTES = 4 << 20
 _COLLAPSE = 20
 """A way that is so many times slower than it was has collapsed."""
 _LOOK_SECONDS = 0.1
+_PAUSE_SECONDS = 1.0
 
 
 @attrs.define
@@ -81,7 +83,8 @@ class Pieces:
                     while not part.whole:
                         if new := self._next(stopping):
                             self._note(new)
-                            part.hash_on(new, streams, self._buffers.put)
+                            with self._watch.paused():
+                                part.hash_on(new, streams, self._buffers.put)
                 finally:
                     self._end()
         finally:
@@ -142,8 +145,10 @@ class Pieces:
         buffer: mmap.mmap | None = None
         try:
             for data in self._way.receive(piece.position, piece.stop):
+                if self._ended.is_set():  # also where data is skipped, and none is left to look at
+                    raise stopped_error(self._path)
                 while data:
-                    if self._ended.is_set() or not (buffer := buffer or self._buffers.get()):
+                    if not (buffer := buffer or self._buffers.get()):
                         raise stopped_error(self._path)
                     fits = min(len(data), len(buffer) - size)
                     buffer[size : size + fits] = data[:fits]
@@ -172,13 +177,24 @@ class _Watch:
         self.on = way.most_silent_seconds is not None
         self._silence = way.most_silent_seconds or 0.0
         self._window = limits.pace_seconds
-        self._last = self._since = time.monotonic()
+        self._last = self._since = self._looked = time.monotonic()
         self._bytes = 0
         self._best = 0.0
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What we do in the block does not count against the way."""
+        began = time.monotonic()
+        yield
+        self._skip(time.monotonic() - began)
+
+    def _skip(self, seconds: float) -> None:
+        if seconds > _PAUSE_SECONDS:  # bytes come in the meantime of a shorter one
+            self._last, self._since, self._looked = (at + seconds for at in (self._last, self._since, self._looked))
+
     def heard(self, size: int) -> None:
         """Bytes came. Raises `WayError` when they come too slowly by now."""
-        self._last = time.monotonic()
+        self._last = self._looked = time.monotonic()
         self._bytes += size
         seconds = self._last - self._since
         if not self.on or seconds < self._window:
@@ -191,6 +207,9 @@ class _Watch:
 
     def look(self) -> None:
         """Nothing came for now. Raises `WayError` when that has lasted too long."""
-        silent = time.monotonic() - self._last
+        now = time.monotonic()
+        self._skip(now - self._looked - _LOOK_SECONDS)  # the process was suspended
+        self._looked = now
+        silent = now - self._last
         if self.on and silent > self._silence:
             raise WayError(f"{self._path}: nothing came for {silent:.0f} s")

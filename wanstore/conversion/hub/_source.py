@@ -29,8 +29,8 @@ _CHECK = "Check HF_ENDPOINT and your proxy"
 _OTHER_REPO = "Do not use this repo"
 _MAX_PAGES = 1000
 _MAX_ENTRIES = 100_000
-_MAX_NAME_BYTES = 255
-"""Of one part of a path: what Linux file systems hold."""
+_MAX_NAME_BYTES = 255 - len(".pieces")
+"""Of one part of a path: what Linux file systems hold, with what is added while a file arrives."""
 
 
 class HubSource(Source):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
@@ -67,12 +68,13 @@ class Ways:
         self.line: deque[object] = deque()
         """Files that have pieces to hand out, in the order in which they were asked for: the first one does."""
 
-    def best(self, file: TreeFile, url: str, progress: Progress) -> Way:
+    def best(self, file: TreeFile, url: str, progress: Progress, stopping: threading.Event) -> Way:
         """The best of those that are left."""
-        if file.xet and self._xet and self._xet_streams:
-            if way := self._xet.way(file.xet, file.size, self._xet_streams[0], progress):
+        left = self._xet_streams  # another file's thread may exchange it
+        if file.xet and self._xet and left:
+            if way := self._xet.way(file.xet, file.size, left[0], progress, stopping):
                 return way
-            self._xet_streams.clear()
+            self._xet_streams = []
         return HttpWay(file, url, self._http, self._limits)
 
     def failed(self, way: Way) -> None:

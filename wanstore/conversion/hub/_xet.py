@@ -8,6 +8,7 @@ a stream of its own, and watched.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -20,6 +21,8 @@ from wanstore.errors import WanstoreError
 from wanstore.interfaces import Progress
 
 _ATTEMPTS = 2
+_SLOW_BYTES_PER_SECOND = 2 << 20
+"""A network of which it is not expected that all streams bring their pieces in time."""
 
 
 def xet_available() -> bool:
@@ -35,10 +38,8 @@ class Xet:
     def __init__(self, token_url: str, http: Http, limits: Limits) -> None:
         self._token_url, self._http, self._limits = token_url, http, limits
 
-    def way(self, xet: str, size: int, streams: int, progress: Progress) -> XetWay | None:
+    def way(self, xet: str, size: int, streams: int, progress: Progress, stopping: threading.Event) -> XetWay | None:
         """The way to the file of that Xet hash; None, and a message, if there is none."""
-        import hf_xet
-
         limits = self._limits
         config = {
             "client.connect_timeout": timedelta(seconds=limits.connect_seconds),
@@ -48,7 +49,9 @@ class Xet:
             "client.retry_base_delay": timedelta(seconds=limits.backoff_seconds),
         }
         try:
-            access, _ = self._http.json(self._token_url)
+            import hf_xet
+
+            access, _ = self._http.json(self._token_url, stopping)
             if urlsplit(access["casUrl"]).scheme not in ("https", urlsplit(self._token_url).scheme):
                 raise ValueError("its address is not a safe one")
             session = hf_xet.XetSession(hf_xet.XetConfig().with_config(config))
@@ -61,6 +64,8 @@ class Xet:
             )
             return XetWay(session, group, hf_xet.XetFileInfo(xet, size), streams, limits)
         except WanstoreError as error:
+            if stopping.is_set():
+                raise
             reason = error.what
         except Exception as error:  # noqa: BLE001 - whatever it is, HTTPS needs none of it
             reason = _described(error)
@@ -76,7 +81,9 @@ class XetWay:
         self.streams = streams
         self.attempts = _ATTEMPTS
         self.piece_bytes = limits.xet_piece_bytes
-        self.most_silent_seconds: float | None = limits.stall_seconds
+        # The first pieces may take as long as all of them together.
+        together = streams * self.piece_bytes / _SLOW_BYTES_PER_SECOND
+        self.most_silent_seconds: float | None = limits.stall_seconds + together
 
     def __str__(self) -> str:
         return f"Xet, {self.streams} streams"
