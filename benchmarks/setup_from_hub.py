@@ -1,10 +1,11 @@
 """Downloads beside the Hub client's own, and setup beside its slowest part, from a Hub on 127.0.0.1.
 
-    python benchmarks/setup_from_hub.py WORKFOLDER [--rate-mb 200] [--text-encoder-layers 1] [--rounds 3]
+    python benchmarks/setup_from_hub.py WORKFOLDER [--rate-mb 200] [--setup-only] [--text-encoder-layers 1] [--rounds 3]
 
 The Hub serves files over Xet and, by a certificate of its own (openssl makes it), over HTTPS; with `--rate-mb` at a
-network's rate, else as fast as it can. Each row is a fresh process; the order changes from round to round. Imports count for setup, not for
-downloads.
+network's rate, else as fast as it can. Each row is a fresh process; the order changes from round to round. Imports
+count for setup, not for downloads.
+
 The source is of the real shapes with random weights, made in WORKFOLDER if absent: 11 GB with one text encoder layer.
 It is in the Hub twice, as files and as xorbs, and downloads come on top: 45 GB of disk. Prints Markdown tables.
 """
@@ -96,7 +97,7 @@ def make_certificate(folder: Path) -> Path:
     return made
 
 
-def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int) -> None:
+def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int, *, setup_only: bool) -> None:
     from wanstore.testing.hub import LoopbackHub
 
     source = folder / f"source-{layers}"
@@ -116,8 +117,9 @@ def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int) -> None
         tls.add_repo(REPO, source)
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         over_tls = {"HF_ENDPOINT": tls.url, "SSL_CERT_FILE": str(certificate)}
+        downloads = list(DOWNLOADS)[: 1 if setup_only else None]
         found: dict[str, list[tuple[float, float, float, float]]] = {
-            name: [] for name in [*DOWNLOADS, "convert", "setup"]
+            name: [] for name in [*downloads, "convert", "setup"]
         }
         for number in range(rounds):
             names = list(found)
@@ -131,7 +133,7 @@ def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int) -> None
     print(f"{size:.1f} GB of float32 from a Hub on 127.0.0.1, {at}, {os.cpu_count()} cores, median of {rounds}\n")
     print("| download | s | MB/s | CPU s a GB | peak memory GB |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for name in DOWNLOADS:
+    for name in downloads:
         _, seconds, cpu, memory = (statistics.median(values) for values in zip(*found[name], strict=True))
         print(f"| {name} | {seconds:.1f} | {size * 1000 / seconds:.0f} | {cpu / size:.2f} | {memory:.2f} |")
     alone = {
@@ -148,6 +150,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--rate-mb", type=int)
+    parser.add_argument("--setup-only", action="store_true", help="of the downloads, only the one that setup takes")
     parser.add_argument("--text-encoder-layers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
@@ -156,4 +159,10 @@ if __name__ == "__main__":
     if options.step:
         child(options.step, options.folder, options.target)
     else:
-        measure(Path(options.folder), options.rate_mb, options.text_encoder_layers, options.rounds)
+        measure(
+            Path(options.folder),
+            options.rate_mb,
+            options.text_encoder_layers,
+            options.rounds,
+            setup_only=options.setup_only,
+        )

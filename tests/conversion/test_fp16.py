@@ -234,6 +234,20 @@ def test_a_source_that_shrinks_meanwhile_is_an_error(tmp_path: Path) -> None:
         converter.convert(plan, tmp_path / "target")
 
 
+def test_the_largest_file_is_converted_first(tiny_fp32: Path, tmp_path: Path) -> None:
+    """Whatever the order of the plan: the last one to arrive leaves little to do."""
+
+    class Noting(FolderSource):
+        def release(self, path: str, fetched: Path) -> None:
+            if path.endswith(".safetensors"):
+                released.append(self.files[path])
+
+    released: list[int] = []
+    converter = Fp16Converter()
+    converter.convert(converter.plan(Noting(tiny_fp32)), tmp_path)
+    assert len(set(released)) > 2 and released == sorted(released, reverse=True)
+
+
 def test_no_thread_outlives_a_conversion(tmp_path: Path) -> None:
     """Hashing and writing threads end with the call."""
     before = threading.active_count()

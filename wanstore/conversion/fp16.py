@@ -88,7 +88,12 @@ class Fp16Converter(Converter):
         written = journal.whole_shards(plan.shards, target)
         if written:
             progress.message(f"Resuming: {len(written)} of {len(plan.shards)} shards are already converted")
-        todo = [shard for shard in plan.shards if shard.path not in written]
+        # The largest source file first: after the last has arrived, there is little left to convert.
+        todo = sorted(
+            (shard for shard in plan.shards if shard.path not in written),
+            key=lambda shard: plan.source.files[shard.source_path],
+            reverse=True,
+        )
         progress.start("convert", sum(read.size_bytes for shard in todo for read in shard.reads))
         with _fetched_ahead(plan.source, todo, scratch / "source", progress) as fetched:
             for shard, file in fetched:

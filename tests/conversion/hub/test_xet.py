@@ -29,15 +29,12 @@ SIZE = 90 * MIB + 5
 LIMITS = Limits(
     attempts=3,
     backoff_seconds=0.01,
-    connect_seconds=2,
-    stall_seconds=1,
-    pace_seconds=0.4,
-    least_bytes_per_second=50_000,
-    api_seconds=1,
     connections=4,
     http_piece_bytes=16 * MIB,
     xet_piece_bytes=2 * MIB,
 )
+HASTY = attrs.evolve(LIMITS, connect_seconds=2, stall_seconds=1, pace_seconds=0.4, api_seconds=1)
+"""Where something is broken: a busy machine may be slow."""
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +142,7 @@ def test_a_passing_fault_costs_time_only(
 ) -> None:
     """Whatever breaks for a while, the file arrives whole."""
     hub.faults.append(fault)
-    assert source().fetch(BIG, tmp_path, heard).read_bytes() == (folder / BIG).read_bytes()
+    assert source(HASTY).fetch(BIG, tmp_path, heard).read_bytes() == (folder / BIG).read_bytes()
     assert heard.done == heard.totals
     assert [path.name for path in (tmp_path / "transformer").iterdir()] == ["big.safetensors"]
 
@@ -172,10 +169,10 @@ def test_what_xet_cannot_bring_comes_over_https(
 ) -> None:
     """In time, and told with its reason. The next file does not try it again."""
     hub.faults.append(fault)
-    hub_source = source()
+    hub_source = source(HASTY)
     began = time.monotonic()
     assert hub_source.fetch(BIG, tmp_path, heard).read_bytes() == (folder / BIG).read_bytes()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     assert "Downloading over HTTPS, 4 connections" in heard.messages[1:]
     assert heard.done == heard.totals and "Signature" not in str(heard.messages)
     hub.requests.clear()
@@ -198,7 +195,7 @@ def test_a_rate_that_collapses_is_noticed(hub: LoopbackHub, folder: Path, tmp_pa
 
     threading.Thread(target=slow_down).start()
     try:
-        limits = attrs.evolve(LIMITS, stall_seconds=30, xet_piece_bytes=MIB // 4)
+        limits = attrs.evolve(LIMITS, pace_seconds=0.4, xet_piece_bytes=MIB // 4)
         assert source(limits).fetch(BIG, tmp_path, heard).read_bytes() == (folder / BIG).read_bytes()
     finally:
         done.set()
@@ -208,7 +205,7 @@ def test_a_rate_that_collapses_is_noticed(hub: LoopbackHub, folder: Path, tmp_pa
 
 def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path, tmp_path: Path, heard: Heard) -> None:
     """Soon, also while nothing comes; the source stays usable, and what came stays."""
-    hub_source = source(attrs.evolve(LIMITS, stall_seconds=60))
+    hub_source = source()
     hub.rate_bytes = 30 * MIB
     errors: list[WanstoreError] = []
 
@@ -236,7 +233,7 @@ def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path,
 
 def test_stop_does_not_wait_for_a_token(hub: LoopbackHub, tmp_path: Path, heard: Heard) -> None:
     """Nor does it try another way then."""
-    hub_source = source(attrs.evolve(LIMITS, attempts=99))
+    hub_source = source()
     hub.faults.append(Fault("status", "*/xet-read-token/*", count=999, status=503, retry_after=60))
     errors: list[WanstoreError] = []
 
