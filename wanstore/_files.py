@@ -29,7 +29,7 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
 
 
 def open_direct(path: Path, flags: int) -> int | None:
-    """A descriptor that goes past the page cache, in whole pages; None where there is none."""
+    """A descriptor that goes past the page cache, in whole pages; None where O_DIRECT is not supported."""
     try:
         return os.open(path, flags | os.O_DIRECT)
     except (AttributeError, OSError):  # not Linux, or a file system without it
@@ -45,7 +45,7 @@ class BlockFile:
 
     def __init__(self, path: Path, flags: int) -> None:
         self.descriptor = os.open(path, flags, 0o644)
-        self._direct = open_direct(path, os.O_WRONLY)
+        self._direct = open_direct(path, os.O_WRONLY | flags & os.O_NOFOLLOW)
 
     def write(self, view: memoryview, position: int) -> None:
         done = 0
@@ -65,7 +65,7 @@ class BlockFile:
         return done
 
     def close(self) -> None:
-        # A thread that writes all the same must not hit a file that gets the same number.
+        # A thread that is still at it must not go on to write to a file that gets the same number.
         descriptors, self.descriptor, self._direct = (self.descriptor, self._direct), -1, None
         for descriptor in descriptors:
             if descriptor is not None:

@@ -1,4 +1,4 @@
-"""One streaming pass over a shard: read, cast, measure, hash and write, in a few megabytes of memory.
+"""One streaming pass over a shard: read, cast, measure, hash and write, in some 60 MB of memory.
 
 The output is cut into blocks. A few threads fill blocks, piece by piece in their core's own cache; one thread
 hashes the blocks in order and one writes them. All release the GIL for the heavy part, so that every core is busy.
@@ -34,8 +34,10 @@ _FILLING_THREADS = max(1, min(3, os.cpu_count() or 1))
 _WAITING_THREADS = 4
 """So many more wait for the disk where nothing reads ahead."""
 _SPARE_BLOCKS = 5
+"""On their way to be hashed and written."""
 _READ_AHEAD_BYTES = 64 << 20
 _MOSTLY = 0.5
+"""A file of which this share is in the page cache is read through it."""
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -68,7 +70,7 @@ def convert_shard(
         reader = stack.enter_context(_Reader(source))
         writer = stack.enter_context(_Writer(target))
         hasher = stack.enter_context(ThreadPoolExecutor(1))
-        threads = _FILLING_THREADS + (0 if reader.ahead else _WAITING_THREADS)
+        threads = _FILLING_THREADS + (0 if reader.kernel_reads_ahead else _WAITING_THREADS)
         free = [mmap.mmap(-1, _BLOCK_BYTES) for _ in range(threads + _SPARE_BLOCKS)]
         fillers = stack.enter_context(ThreadPoolExecutor(threads))
         filler = _Filler(shard, reader, clamp=clamp)
@@ -232,7 +234,7 @@ class _Reader:
                 os.close(descriptor)
 
     @property
-    def ahead(self) -> bool:
+    def kernel_reads_ahead(self) -> bool:
         """Whether parts are in memory before they are asked for."""
         return self._direct is None
 
@@ -260,7 +262,7 @@ class _Reader:
     def read_ahead(self, block: _Block) -> None:
         """Tell the kernel what will be wanted soon."""
         start = block.pieces[0].start if block.pieces else 0
-        if self.ahead and start + _READ_AHEAD_BYTES > self._asked and hasattr(os, "posix_fadvise"):
+        if self.kernel_reads_ahead and start + _READ_AHEAD_BYTES > self._asked and hasattr(os, "posix_fadvise"):
             begin = max(start, self._asked)
             self._asked = start + 2 * _READ_AHEAD_BYTES
             os.posix_fadvise(self._file, begin, self._asked - begin, os.POSIX_FADV_WILLNEED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Term:
 
 @attrs.frozen
 class Xorb:
-    """Chunk by chunk, and one more for the end: where each begins in the file, and in what it unpacks to."""
+    """Where each chunk begins, packed in the file and unpacked; a last entry is the end."""
 
     file: Path
     offsets: tuple[int, ...]
@@ -89,8 +89,10 @@ class ContentStore:
             terms.append((Term(term.xorb, first, last), unpacked[last] - unpacked[first]))
         return skip, terms
 
-    def answer(self, version: str, start: int, terms: list[tuple[Term, int]], url: Any) -> dict[str, Any]:
-        """The same as the content server of that API version says it; `url` gives the address of a xorb."""
+    def answer(
+        self, version: str, skip: int, terms: list[tuple[Term, int]], url: Callable[[str], str]
+    ) -> dict[str, Any]:
+        """What `reconstruction` found, as JSON of that API version; `url` gives the address of a xorb."""
         places: dict[str, list[dict[str, Any]]] = {}
         for run in _merged(term for term, _ in terms):
             offsets = self.xorb(run.xorb).offsets
@@ -103,7 +105,7 @@ class ContentStore:
             )
             places.setdefault(run.xorb, []).append(place)
         return {
-            "offset_into_first_range": start,
+            "offset_into_first_range": skip,
             "terms": [
                 {"hash": term.xorb, "unpacked_length": size, "range": {"start": term.start, "end": term.stop}}
                 for term, size in terms

@@ -181,7 +181,7 @@ class LoopbackHub:
         """The signature that makes an address below `/cdn/` valid until `expires`, in Unix seconds."""
         return hmac.new(self._secret, f"{path}:{expires}".encode(), "sha256").hexdigest()
 
-    def count(self, sent: int) -> None:
+    def add_sent(self, sent: int) -> None:
         """So much of a body was sent."""
         with self._lock:
             self.sent_bytes += sent
@@ -424,7 +424,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not sent:
                 raise ConnectionAbortedError("the file was cut while it was served")
             start += sent
-            self.hub.count(sent)
+            self.hub.add_sent(sent)
 
     def _break(self, fault: Fault, rest: bytes) -> None:
         self.close_connection = True

@@ -314,6 +314,26 @@ def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path,
     assert sum(stop - start for start, stop in ranges(hub)) <= (folder / BIG).stat().st_size - 5 * MIB
 
 
+def test_stop_does_not_wait_for_a_silent_server(hub: LoopbackHub, tmp_path: Path, heard: Heard) -> None:
+    """Whatever the time limits are."""
+    hub_source = source(limits=attrs.evolve(LIMITS, stall_seconds=60, api_seconds=60, pace_seconds=60))
+    hub.faults.append(Fault("silent", "/cdn/*", count=999, after_bytes=1000))
+    thread = threading.Thread(target=_fetch_in_vain, args=(hub_source, tmp_path, heard))
+    thread.start()
+    while not any("/cdn/" in request.path for request in hub.requests):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    began = time.monotonic()
+    hub_source.stop()
+    thread.join(30)
+    assert not thread.is_alive() and time.monotonic() - began < 5
+
+
+def _fetch_in_vain(hub_source: HubSource, folder: Path, progress: Heard) -> None:
+    with pytest.raises(UnreachableError, match="stopped"):
+        hub_source.fetch(BIG, folder, progress)
+
+
 def test_a_repo_that_is_not_there(hub: LoopbackHub, folder: Path) -> None:
     """A missing repo, a private one, a missing revision and an impossible name say which they are."""
     hub.add_repo("Wan-AI/Private", folder, private=True)

@@ -37,6 +37,12 @@ class Deadline:
         """Move the end to `seconds` from now."""
         self._end = time.monotonic() + seconds
 
+    def end(self) -> None:
+        """End the request's connections now."""
+        with self._lock:
+            self.expired = True
+            self._end_connections()
+
     def trace(self, event: str, details: dict[str, Any]) -> None:
         """Take note of a connection that the client made."""
         if event.endswith(".connect_tcp.complete"):
@@ -49,9 +55,7 @@ class Deadline:
     def _watch(self) -> None:
         while not self._ended.wait(max(0.0, self._end - time.monotonic())):
             if time.monotonic() >= self._end:
-                with self._lock:
-                    self.expired = True
-                    self._end_connections()
+                self.end()
                 return
 
     def _end_connections(self) -> None:

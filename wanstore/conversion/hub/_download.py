@@ -50,16 +50,18 @@ class Download:
 
     def run(self) -> None:
         """Fetch the file. Raises `DamagedError` when the bytes are wrong each time."""
-        part = self._part
-        for _ in range(_FETCHES):
+        part, wrong = self._part, 0
+        while wrong < _FETCHES:
             with part:
-                right = self._fill()
+                resumed = bool(part.have)
+                right = self._fill(resumed)
             if right:
                 sync(part.path)
                 part.path.rename(self._target)
                 sync(self._target.parent)
                 part.notes.unlink(missing_ok=True)
                 return
+            wrong += not resumed  # or what an earlier run left may be to blame
             part.notes.unlink(missing_ok=True)
             part.path.unlink()
             self._progress.advance(self._file.path, -self._file.size)
@@ -71,7 +73,7 @@ class Download:
 
     def leave_line(self) -> None:
         """Let the next file fetch its pieces."""
-        with suppress(ValueError):  # it did
+        with suppress(ValueError):  # it has left already
             self._ways.line.remove(self)
 
     def _wait_in_line(self) -> None:
@@ -80,12 +82,12 @@ class Download:
             if self._stopping.wait(_LOOK_SECONDS):
                 raise stopped_error(self._file.path)
 
-    def _fill(self) -> bool:
+    def _fill(self, resumed: bool) -> bool:
         """Fetch what is missing; whether the whole then has the right hash."""
         path, part, progress = self._file.path, self._part, self._progress
         self._wait_in_line()
         progress.advance(path, sum(stop - start for start, stop in part.have))
-        if resumed := bool(part.have):
+        if resumed:
             progress.message(f"{path}: resuming an earlier run")
         way = self._ways.best(self._file, self._url, progress, self._stopping)
         while True:
@@ -95,13 +97,12 @@ class Download:
                 Pieces(path, part, way, self.leave_line, self._http, self._limits, progress).run(self._stopping)
             except NoRangesError:
                 progress.message(f"{path}: the server sends whole files only")
-                way = self._ways.whole(self._file, self._url)
-                continue
+                self._ways.no_ranges()
             except WayError as error:
                 progress.message(str(error))
+                self._ways.failed(way)
             else:
-                if not part.right and not resumed:  # or what an earlier run left may be to blame
+                if not part.right and not resumed:
                     self._ways.failed(way)
                 return part.right
-            self._ways.failed(way)
             way = self._ways.best(self._file, self._url, progress, self._stopping)

@@ -46,7 +46,8 @@ class Limits:
     `least_bytes_per_second` the slowest pace of one connection, averaged over `pace_seconds`. `api_seconds` is
     the time for one API answer as a whole, and for a file's answer until its body begins. A file comes in
     pieces over `connections` at once: one stream alone is far slower than most networks. A piece over HTTPS has a
-    connection of its own, so it is a large one; of Xet's, those under way are lost when the process is killed.
+    connection of its own, so it is a large one; of Xet's, those under way are lost when the process is killed. Over
+    Xet a piece has two attempts, and `pace_seconds` is the time over which a collapse of the rate is seen.
     """
 
     attempts: int = 6
@@ -157,14 +158,24 @@ class Http:
             body += chunk
         return bytes(body)
 
-    def stream(self, url: str, start: int, stop: int, size: int, *, ranges: bool = True) -> Iterator[memoryview]:
+    def stream(
+        self,
+        url: str,
+        start: int,
+        stop: int,
+        size: int,
+        *,
+        ranges: bool = True,
+        requests: set[Deadline] | None = None,
+    ) -> Iterator[memoryview]:
         """The same bytes as they come. With `ranges` false a server that sends the whole file is put up with.
 
-        Raises `NoRangesError`, and `PassingError` unless exactly these bytes came.
+        While it lasts, its deadline is among `requests`, so that another thread can end it.
+        Raises `NoRangesError`, and `PassingError` unless all of these bytes came.
         """
         pace = _Pace(self._limits)
         headers = {"Range": f"bytes={start}-{stop - 1}"}
-        with self.open(url, headers, self._limits.stall_seconds) as (response, deadline):
+        with self.open(url, headers, self._limits.stall_seconds, requests) as (response, deadline):
             skip = 0
             if response.status_code != 206:
                 if start and ranges:
@@ -187,7 +198,9 @@ class Http:
             raise PassingError(f"the answer ended {left} bytes early")
 
     @contextmanager
-    def open(self, url: str, headers: dict[str, str], read_seconds: float) -> Iterator[tuple[Any, Deadline]]:
+    def open(
+        self, url: str, headers: dict[str, str], read_seconds: float, requests: set[Deadline] | None = None
+    ) -> Iterator[tuple[Any, Deadline]]:
         """A response with a good status, its body unread, and the time that it has."""
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -197,7 +210,7 @@ class Http:
         headers = {**self.headers(), **own, **headers}
         timeout = (self._limits.connect_seconds, read_seconds, read_seconds, read_seconds)
         # No error here keeps its cause: a transport's text may quote headers, and so the token.
-        with Deadline(self._limits.api_seconds) as deadline:
+        with Deadline(self._limits.api_seconds) as deadline, _among(requests, deadline):
             try:
                 with closing(self._answer(url, headers, timeout, deadline)) as response:
                     yield response, deadline
@@ -260,6 +273,18 @@ class Http:
         if status == 403:
             return AccessError(f"The token may not read {repo}", f"Give it read access, or ask for access at {page}")
         return UnreachableError(f"The Hub answered {status} for {repo}", "Try again later, and check HF_ENDPOINT")
+
+
+@contextmanager
+def _among(requests: set[Deadline] | None, deadline: Deadline) -> Iterator[None]:
+    if requests is None:
+        yield
+        return
+    requests.add(deadline)
+    try:
+        yield
+    finally:
+        requests.discard(deadline)
 
 
 def _body(response: Any) -> Iterator[bytes | memoryview]:

@@ -17,6 +17,7 @@ from wanstore._files import BlockFile
 from wanstore.conversion.hub._leftovers import drop, drop_unless_plain
 
 _HASH_BYTES = 1 << 20
+_SLICE_BYTES = 16 << 20
 _MAX_NOTES_BYTES = 16 << 20
 """A thousand times what the largest file needs."""
 
@@ -79,7 +80,7 @@ class Part:
             self.have = self._noted(size)
             self._hasher = self._file.hasher()
             self._hashed = 0
-            self._later: dict[int, Arrived] = {}
+            self._kept: dict[int, Arrived] = {}
             self._open_notes = stack.enter_context(self.notes.open("a"))
             # Takes the notes' block while there is room, so that a full disk can still be noted.
             self._open_notes.write("\n")
@@ -105,29 +106,36 @@ class Part:
         starts, stops = [0] + [stop for _, stop in self.have], [start for start, _ in self.have] + [self._file.size]
         return [(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
 
-    def hash_on(self, new: Arrived | None, most_later: int, free: Callable[[mmap.mmap], None]) -> None:
-        """Hash the file as far as it has no gap, from memory where that is possible.
+    def keep(self, new: Arrived, most: int, free: Callable[[mmap.mmap], None]) -> None:
+        """Keep what arrived in memory until it is hashed, if it is next, or there are fewer than `most` such blocks.
 
-        What came too early is kept in memory, up to `most_later` of it; `free` receives what is not needed any more.
+        `free` receives its buffer otherwise.
         """
-        if new:
-            if new.start == self._hashed or len(self._later) < most_later:
-                self._later[new.start] = new
-            else:
-                free(new.buffer)
+        if new.start == self._hashed or len(self._kept) < most:
+            self._kept[new.start] = new
+        else:
+            free(new.buffer)
+
+    def hash_on(self, free: Callable[[mmap.mmap], None]) -> bool:
+        """Hash the next bytes, if they are there: a block from memory, or some from the disk. Whether they were."""
         reached = self.have[0][1] if self.have and self.have[0][0] == 0 else 0
-        while self._hashed < reached:
-            if now := self._later.pop(self._hashed, None):
-                self._hasher.update(memoryview(now.buffer)[: now.size])
-                self._hashed = now.stop
-                free(now.buffer)
-                continue
-            until = min((start for start in self._later if start > self._hashed), default=reached)
-            self._hashed = _hash(self._bytes.descriptor, self._hashed, min(until, reached), self._hasher)
+        if self._hashed >= reached:
+            return False
+        if block := self._kept.pop(self._hashed, None):
+            self._hasher.update(memoryview(block.buffer)[: block.size])
+            self._hashed = block.stop
+            free(block.buffer)
+            return True
+        until = min([reached, self._hashed + _SLICE_BYTES, *(start for start in self._kept if start > self._hashed)])
+        before = self._hashed
+        self._hashed = _hash(self._bytes.descriptor, before, until, self._hasher)
+        if self._hashed == before:  # somebody cut the file: its hash will tell
+            self._hashed = self._file.size
+        return True
 
     def let_go(self) -> None:
         """Forget what is kept in memory: its buffers are not ours any more."""
-        self._later.clear()
+        self._kept.clear()
 
     @property
     def whole(self) -> bool:

@@ -24,7 +24,7 @@ _WORTH_BYTES = 4 << 20
 _COLLAPSE = 20
 """A way that is so many times slower than it was has collapsed."""
 _LOOK_SECONDS = 0.1
-_PAUSE_SECONDS = 1.0
+_LEAST_PAUSE_SECONDS = 1.0
 
 
 @attrs.define
@@ -79,12 +79,15 @@ class Pieces:
                 try:
                     for _ in range(streams):
                         pool.submit(self._work)
-                    part.hash_on(None, 0, self._buffers.put)
+                    more = part.hash_on(self._buffers.put)
                     while not part.whole:
-                        if new := self._next(stopping):
+                        # What was written is noted before anything else: a kill must not cost it.
+                        while new := self._next(stopping, wait=not more):
+                            more = True
                             self._note(new)
-                            with self._watch.paused():
-                                part.hash_on(new, streams, self._buffers.put)
+                            part.keep(new, streams, self._buffers.put)
+                        with self._watch.paused():
+                            more = part.hash_on(self._buffers.put)
                 finally:
                     self._end()
         finally:
@@ -93,13 +96,14 @@ class Pieces:
                 if isinstance(late := self._news.get(), Arrived):
                     self._note(late)
 
-    def _next(self, stopping: threading.Event) -> Arrived | None:
+    def _next(self, stopping: threading.Event, *, wait: bool) -> Arrived | None:
         if stopping.is_set():
             raise stopped_error(self._path)
         try:
-            new = self._news.get(timeout=_LOOK_SECONDS)
+            new = self._news.get(wait, _LOOK_SECONDS)
         except queue.Empty:
-            self._watch.look()
+            if wait:
+                self._watch.look()
             return None
         if isinstance(new, BaseException):
             raise new
@@ -189,7 +193,7 @@ class _Watch:
         self._skip(time.monotonic() - began)
 
     def _skip(self, seconds: float) -> None:
-        if seconds > _PAUSE_SECONDS:  # bytes come in the meantime of a shorter one
+        if seconds > _LEAST_PAUSE_SECONDS:  # during a shorter one pieces keep arriving
             self._last, self._since, self._looked = (at + seconds for at in (self._last, self._since, self._looked))
 
     def heard(self, size: int) -> None:
@@ -212,4 +216,4 @@ class _Watch:
         self._looked = now
         silent = now - self._last
         if self.on and silent > self._silence:
-            raise WayError(f"{self._path}: nothing came for {silent:.0f} s")
+            raise WayError(f"{self._path}: no piece arrived for {silent:.0f} s")

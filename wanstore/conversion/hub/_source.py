@@ -136,7 +136,7 @@ def _tree_file(entry: Any) -> TreeFile:
         raise SourceError(f"The Hub's list of files gives {path} the size {str(size)[:40]!r}", _CHECK)
     if not _is_hex(oid, 40) or not (sha256 is None or _is_hex(sha256, 64)):
         raise SourceError(f"The Hub's list of files gives {path} a malformed hash", _CHECK)
-    # By it chunks are found, and nothing is checked: whatever else it is, the file comes over HTTPS.
+    # It only finds chunks, and nothing is checked by it. Without a good one the file comes over HTTPS.
     xet = entry.get("xetHash")
     return TreeFile(path, size, oid, sha256, xet if sha256 and _is_hex(xet, 64) else None)
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
+from wanstore.conversion.hub._deadline import Deadline
 from wanstore.conversion.hub._http import Http, Limits
 from wanstore.conversion.hub._part import TreeFile
 from wanstore.conversion.hub._xet import Xet, XetWay
@@ -23,7 +24,7 @@ class Way(Protocol):
     """One way to the bytes of one file. `str` names it.
 
     `streams` pieces of `piece_bytes` may come at once, each tried `attempts` times. After `most_silent_seconds`
-    without a byte, if there is such a limit, the way is given up: it has no time limits of its own.
+    without a finished block, if there is such a limit, the way is given up: it has no time limits of its own.
     """
 
     streams: int
@@ -32,7 +33,7 @@ class Way(Protocol):
     most_silent_seconds: float | None
 
     def receive(self, start: int, stop: int) -> Iterator[memoryview]:
-        """The bytes from `start` to `stop`, in order. Raises `PassingError` unless exactly these came."""
+        """The bytes from `start` to `stop`, in order. Raises `PassingError` unless all of them came."""
 
     def stop(self) -> None:
         """Make every `receive` end soon."""
@@ -47,15 +48,17 @@ class HttpWay:
         self.piece_bytes = limits.http_piece_bytes if ranges else max(1, file.size)
         self.attempts = limits.attempts
         self.most_silent_seconds: float | None = None
+        self._requests: set[Deadline] = set()
 
     def __str__(self) -> str:
         return f"HTTPS, {self.streams} connection" + "s" * (self.streams > 1)
 
     def receive(self, start: int, stop: int) -> Iterator[memoryview]:
-        return self._http.stream(self._url, start, stop, self._file.size, ranges=self._ranges)
+        return self._http.stream(self._url, start, stop, self._file.size, ranges=self._ranges, requests=self._requests)
 
     def stop(self) -> None:
-        """Nothing to do: it ends at the next chunk, or by the time limits of a request."""
+        for request in tuple(self._requests):
+            request.end()
 
 
 class Ways:
@@ -64,6 +67,7 @@ class Ways:
     def __init__(self, http: Http, limits: Limits, xet: Xet | None) -> None:
         self._http, self._limits, self._xet = http, limits, xet
         self._xet_streams = [limits.connections, min(_FEW_STREAMS, limits.connections)] if xet else []
+        self._ranges = True
         self._told = ""
         self.line: deque[object] = deque()
         """Files that have pieces to hand out, in the order in which they were asked for: the first one does."""
@@ -75,16 +79,16 @@ class Ways:
             if way := self._xet.way(file.xet, file.size, left[0], progress, stopping):
                 return way
             self._xet_streams = []
-        return HttpWay(file, url, self._http, self._limits)
+        return HttpWay(file, url, self._http, self._limits, ranges=self._ranges)
 
     def failed(self, way: Way) -> None:
         """Take note of a way that did not lead on."""
         if isinstance(way, XetWay):
             self._xet_streams = [streams for streams in self._xet_streams if streams < way.streams]
 
-    def whole(self, file: TreeFile, url: str) -> Way:
-        """The way to a file whose server knows no ranges."""
-        return HttpWay(file, url, self._http, self._limits, ranges=False)
+    def no_ranges(self) -> None:
+        """Take note of a server that sends whole files only."""
+        self._ranges = False
 
     def news(self, way: Way) -> str:
         """What to tell of a way that large files take from now on; nothing if it is the one as before."""

@@ -1,8 +1,8 @@
 """Files over Xet, the Hub's content store: `hf_xet` finds and fetches the chunks that a part of a file is made of.
 
-It moves bytes outside of the interpreter, for a fraction of what an HTTP client in Python takes. It does not resume,
-has no limit for a body that trickles, and hands on only whole chunks of up to 64 MB: so it is asked for pieces, each by
-a stream of its own, and watched.
+It moves bytes outside of the interpreter, for half of what the Hub's client takes over HTTPS. It does not resume, has
+no limit for a body that trickles, and hands on nothing before a run of chunks, of up to 64 MB, is there: so it is asked
+for pieces, each by a stream of its own, and watched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wanstore.interfaces import Progress
 
 _ATTEMPTS = 2
 _SLOW_BYTES_PER_SECOND = 2 << 20
-"""A network of which it is not expected that all streams bring their pieces in time."""
+"""The first pieces of all streams have the time that they take at this rate, and `stall_seconds` on top."""
 
 
 def xet_available() -> bool:
@@ -44,7 +44,7 @@ class Xet:
         config = {
             "client.connect_timeout": timedelta(seconds=limits.connect_seconds),
             "client.read_timeout": timedelta(seconds=limits.stall_seconds),
-            # Ours come on top, and are told.
+            # Retries are ours, so that they are told.
             "client.retry_max_attempts": 1,
             "client.retry_base_delay": timedelta(seconds=limits.backoff_seconds),
         }
@@ -81,12 +81,11 @@ class XetWay:
         self.streams = streams
         self.attempts = _ATTEMPTS
         self.piece_bytes = limits.xet_piece_bytes
-        # The first pieces may take as long as all of them together.
         together = streams * self.piece_bytes / _SLOW_BYTES_PER_SECOND
         self.most_silent_seconds: float | None = limits.stall_seconds + together
 
     def __str__(self) -> str:
-        return f"Xet, {self.streams} streams"
+        return f"Xet, {self.streams} stream" + "s" * (self.streams > 1)
 
     def receive(self, start: int, stop: int) -> Iterator[memoryview]:
         left = stop - start
