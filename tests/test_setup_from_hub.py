@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -229,6 +230,35 @@ def test_setup_over_xet(tiny_fp32: Path, store: LocalStore, tmp_path: Path) -> N
     assert first.stderr == "Downloading over Xet, 3 streams\n" and again.stderr == ""
     assert any(request.path.startswith("/xorbs/") for request in hub.requests)
     assert store.verify("wan2.1-fp16").ok
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_setup_that_is_killed_twenty_times_ends_right(tiny_fp32: Path, store: LocalStore, tmp_path: Path) -> None:
+    """In the midst of downloads. What was whole is not fetched again: at most two files are under way at a time."""
+    whole = wanstore.setup(str(tiny_fp32), LocalStore(tmp_path / "other"), name="w")
+    sizes = [path.stat().st_size for path in tiny_fp32.rglob("*") if path.is_file()]
+    chosen = random.Random(0)
+    with LoopbackHub(rate_bytes=1_000_000, xet=tmp_path / "content") as hub:
+        hub.add_repo(REPO, tiny_fp32)
+        variables = {"HF_HUB_DISABLE_XET": "0", "HF_HOME": str(tmp_path / "hf")}
+        arguments = ("setup", REPO, "--store", str(store.root), "--name", "w")
+        killed = 0
+        for _ in range(20):
+            hub.requests.clear()
+            process = subprocess.Popen(command(hub, *arguments), env=environment(hub, **variables))
+            while process.poll() is None and not any(one.path.startswith("/xorbs/") for one in tuple(hub.requests)):
+                time.sleep(0.01)
+            time.sleep(chosen.uniform(0, 0.6))
+            process.kill()
+            killed += process.wait() == -signal.SIGKILL
+        hub.rate_bytes = None
+        result = run(hub, *arguments, **variables)
+    assert result.returncode == 0, result.stderr
+    assert killed > 10
+    assert store.manifest("w").files == whole.files and store.verify("w").ok
+    # And the chunks at the ends of a file, which may hold another's bytes.
+    assert hub.sent_bytes <= sum(sizes) + killed * 2 * max(sizes) + len(sizes) * (1 << 18)
 
 
 def test_no_token_reaches_output_or_disk(hub: LoopbackHub, store: LocalStore, tmp_path: Path) -> None:
