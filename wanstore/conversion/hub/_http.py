@@ -220,9 +220,7 @@ class Http:
                 ) from None
             except HfHubHTTPError as error:
                 raise self._refusal(error) from None
-            except http.InvalidURL:
-                raise UnreachableError(f"{self.endpoint} gave an address that is none", "Check HF_ENDPOINT") from None
-            except UnicodeError:  # of a host's name
+            except (http.InvalidURL, UnicodeError):  # the latter of a host's name
                 raise UnreachableError(f"{self.endpoint} gave an address that is none", "Check HF_ENDPOINT") from None
             except http.HTTPError as error:
                 if deadline.expired:

@@ -6,9 +6,8 @@ import mmap
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import attrs
 
@@ -86,8 +85,7 @@ class Pieces:
                             more = True
                             self._note(new)
                             part.keep(new, streams, self._buffers.put)
-                        with self._watch.paused():
-                            more = part.hash_on(self._buffers.put)
+                        more = part.hash_on(self._buffers.put)
                 finally:
                     self._end()
         finally:
@@ -185,20 +183,9 @@ class _Watch:
         self._bytes = 0
         self._best = 0.0
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What we do in the block does not count against the way."""
-        began = time.monotonic()
-        yield
-        self._skip(time.monotonic() - began)
-
-    def _skip(self, seconds: float) -> None:
-        if seconds > _LEAST_PAUSE_SECONDS:  # during a shorter one pieces keep arriving
-            self._last, self._since, self._looked = (at + seconds for at in (self._last, self._since, self._looked))
-
     def heard(self, size: int) -> None:
         """Bytes came. Raises `WayError` when they come too slowly by now."""
-        self._last = self._looked = time.monotonic()
+        self._last = self._now()
         self._bytes += size
         seconds = self._last - self._since
         if not self.on or seconds < self._window:
@@ -211,9 +198,15 @@ class _Watch:
 
     def look(self) -> None:
         """Nothing came for now. Raises `WayError` when that has lasted too long."""
-        now = time.monotonic()
-        self._skip(now - self._looked - _LOOK_SECONDS)  # the process was suspended
-        self._looked = now
-        silent = now - self._last
+        silent = self._now() - self._last
         if self.on and silent > self._silence:
             raise WayError(f"{self._path}: no piece arrived for {silent:.0f} s")
+
+    def _now(self) -> float:
+        """The time. When nobody had asked for long, we hashed or were suspended: that is not held against the way."""
+        now = time.monotonic()
+        pause = now - self._looked - _LOOK_SECONDS
+        if pause > _LEAST_PAUSE_SECONDS:  # during a shorter one pieces keep arriving
+            self._last, self._since = self._last + pause, self._since + pause
+        self._looked = now
+        return now
