@@ -87,18 +87,8 @@ def child(step: str, source: str, target: Path) -> None:
     print(json.dumps([seconds, cpu, int(peak) * 1024 / 1e9]))
 
 
-def make_certificate(folder: Path) -> Path:
-    """A PEM file with a certificate of 127.0.0.1 and its key."""
-    made, key = folder / "certificate.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    made.write_bytes(made.read_bytes() + key.read_bytes())
-    return made
-
-
 def measure(folder: Path, rate_mb: int | None, layers: int, rounds: int, *, setup_only: bool) -> None:
-    from wanstore.testing.hub import LoopbackHub
+    from wanstore.testing.hub import LoopbackHub, make_certificate
 
     source = folder / f"source-{layers}"
     if not (source / "made").exists():

@@ -15,6 +15,7 @@ import re
 import secrets
 import ssl
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -99,7 +100,7 @@ class LoopbackHub:
     `tokens` are the valid ones; nobody has accepted a gated repo's terms but who holds a token of `accepted`.
     `rate_bytes` a second, if given, is shared by all connections. `page_entries` is the length of a tree's page.
     `xet` is an empty folder for the content store; tokens for it, and addresses in it, expire after `xet_seconds`.
-    With `certificate`, a PEM file with its key, all of it is over TLS.
+    With `certificate`, such as `make_certificate` makes, all of it is over TLS.
     `requests` are those that came, and `sent_bytes` what files and xorbs have taken.
     """
 
@@ -193,6 +194,16 @@ class LoopbackHub:
                 self._line_free_at = max(time.monotonic(), self._line_free_at) + size / self.rate_bytes
                 free_at = self._line_free_at
             self.closing.wait(max(0.0, free_at - time.monotonic()))
+
+
+def make_certificate(folder: Path) -> Path:
+    """A PEM file in `folder` with a certificate of 127.0.0.1, which no one trusts, and its key. Needs openssl."""
+    made, key = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    made.write_bytes(made.read_bytes() + key.read_bytes())
+    return made
 
 
 def _blob(path: Path, content: ContentStore | None) -> Blob:

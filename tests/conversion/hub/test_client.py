@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -23,7 +22,7 @@ from wanstore.conversion.hub import HubSource, _http
 from wanstore.conversion.hub._http import _body
 from wanstore.errors import AccessError, UnreachableError, WanstoreError
 from wanstore.interfaces import Quiet
-from wanstore.testing.hub import LoopbackHub
+from wanstore.testing.hub import LoopbackHub, make_certificate
 
 SECRET = "sEcReT"
 
@@ -215,12 +214,7 @@ def certificate(tmp_path: Path) -> Path:
     """A PEM file with a certificate of this machine, which no one trusts, and its key."""
     if not shutil.which("openssl"):
         pytest.skip("needs openssl to make a certificate")
-    made, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True)
-    made.write_bytes(made.read_bytes() + key.read_bytes())
-    return made
+    return make_certificate(tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import attrs
 import pytest
 from huggingface_hub import constants
 
+from tests.conversion.hub.fetching import Fetching, Heard, start_process, wait_for
 from wanstore.conversion.hub import HubSource, Limits
 from wanstore.errors import (
     AccessError,
@@ -47,24 +47,6 @@ LIMITS = Limits(
     connections=3,
     http_piece_bytes=5 * MIB,
 )
-
-
-@attrs.define
-class Heard(Quiet):
-    """A progress that remembers."""
-
-    totals: dict[str, int] = attrs.field(factory=dict)
-    done: dict[str, int] = attrs.field(factory=dict)
-    messages: list[str] = attrs.field(factory=list)
-
-    def start(self, task: str, total: int, unit: str = "bytes") -> None:
-        self.totals[task], self.done[task] = total, 0
-
-    def advance(self, task: str, amount: int) -> None:
-        self.done[task] += amount
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -173,16 +155,8 @@ def test_keep_keeps_and_checks_what_it_kept(hub: LoopbackHub, folder: Path, tmp_
 def test_a_killed_download_goes_on(hub: LoopbackHub, folder: Path, tmp_path: Path, heard: Heard) -> None:
     """After kill -9, what had arrived is not asked for again, and the file is whole."""
     hub.rate_bytes = 8 * MIB
-    script = (
-        "import sys; from pathlib import Path; from wanstore.interfaces import Quiet\n"
-        "from wanstore.conversion.hub import HubSource, Limits\n"
-        f"source = HubSource({REPO!r}, limits=Limits(connections=2, http_piece_bytes={8 * MIB}))\n"
-        f"source.fetch({BIG!r}, Path(sys.argv[1]), Quiet())"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)],
-        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)},
-    )
+    limits = f"connections=2, http_piece_bytes={8 * MIB}"
+    process = start_process(hub, REPO, BIG, tmp_path, limits, xet=False)
     notes = tmp_path / f"{BIG}.pieces"
     deadline = time.monotonic() + 30
     while not (notes.exists() and notes.read_text().count("]") >= 2) and time.monotonic() < deadline:
@@ -293,21 +267,12 @@ def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path,
     """`stop` makes a fetch in another thread end soon; the source stays usable."""
     hub_source = source()
     hub.rate_bytes = 10 * MIB
-    errors: list[WanstoreError] = []
-
-    def fetch() -> None:
-        try:
-            hub_source.fetch(BIG, tmp_path, heard)
-        except WanstoreError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=fetch)
-    thread.start()
+    thread = Fetching(hub_source, BIG, tmp_path, heard)
     while thread.is_alive() and sum(heard.done.values()) < 6 * MIB:
         time.sleep(0.01)
     hub_source.stop()
     thread.join(30)
-    assert not thread.is_alive() and "stopped" in str(errors[0])
+    assert not thread.is_alive() and "stopped" in str(thread.error)
     hub.rate_bytes = None
     hub.requests.clear()
     assert hub_source.fetch(BIG, tmp_path, heard).read_bytes() == (folder / BIG).read_bytes()
@@ -318,20 +283,14 @@ def test_stop_does_not_wait_for_a_silent_server(hub: LoopbackHub, tmp_path: Path
     """Whatever the time limits are."""
     hub_source = source(limits=attrs.evolve(LIMITS, stall_seconds=60, api_seconds=60, pace_seconds=60))
     hub.faults.append(Fault("silent", "/cdn/*", count=999, after_bytes=1000))
-    thread = threading.Thread(target=_fetch_in_vain, args=(hub_source, tmp_path, heard))
-    thread.start()
-    while not any("/cdn/" in request.path for request in hub.requests):
-        time.sleep(0.01)
+    thread = Fetching(hub_source, BIG, tmp_path, heard)
+    wait_for(lambda: any("/cdn/" in request.path for request in tuple(hub.requests)))
     time.sleep(0.3)
     began = time.monotonic()
     hub_source.stop()
     thread.join(30)
     assert not thread.is_alive() and time.monotonic() - began < 5
-
-
-def _fetch_in_vain(hub_source: HubSource, folder: Path, progress: Heard) -> None:
-    with pytest.raises(UnreachableError, match="stopped"):
-        hub_source.fetch(BIG, folder, progress)
+    assert isinstance(thread.error, UnreachableError) and "stopped" in str(thread.error)
 
 
 def test_a_repo_that_is_not_there(hub: LoopbackHub, folder: Path) -> None:

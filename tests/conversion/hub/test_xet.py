@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import pytest
 from huggingface_hub import constants
 
-from tests.conversion.hub.test_source import Heard
+from tests.conversion.hub.fetching import Fetching, Heard, start_process, wait_for
 from wanstore.conversion.hub import HubSource, Limits
-from wanstore.errors import AccessError, WanstoreError
+from wanstore.errors import AccessError
 from wanstore.interfaces import Quiet
 from wanstore.testing.hub import Fault, LoopbackHub
 
@@ -207,16 +204,7 @@ def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path,
     """Soon, also while nothing comes; the source stays usable, and what came stays."""
     hub_source = source()
     hub.rate_bytes = 30 * MIB
-    errors: list[WanstoreError] = []
-
-    def fetch() -> None:
-        try:
-            hub_source.fetch(BIG, tmp_path, heard)
-        except WanstoreError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=fetch)
-    thread.start()
+    thread = Fetching(hub_source, BIG, tmp_path, heard)
     while thread.is_alive() and sum(heard.done.values()) < 20 * MIB:
         time.sleep(0.01)
     hub.faults.append(Fault("silent", "/xorbs/*", count=999))
@@ -224,7 +212,7 @@ def test_stop_ends_a_fetch_and_a_new_one_goes_on(hub: LoopbackHub, folder: Path,
     began = time.monotonic()
     hub_source.stop()
     thread.join(30)
-    assert not thread.is_alive() and "stopped" in str(errors[0]) and time.monotonic() - began < 5
+    assert not thread.is_alive() and "stopped" in str(thread.error) and time.monotonic() - began < 5
     hub.faults.clear()
     before = heard.done[BIG]
     assert hub_source.fetch(BIG, tmp_path, heard).read_bytes() == (folder / BIG).read_bytes()
@@ -235,34 +223,19 @@ def test_stop_does_not_wait_for_a_token(hub: LoopbackHub, tmp_path: Path, heard:
     """Nor does it try another way then."""
     hub_source = source()
     hub.faults.append(Fault("status", "*/xet-read-token/*", count=999, status=503, retry_after=60))
-    errors: list[WanstoreError] = []
-
-    def fetch() -> None:
-        try:
-            hub_source.fetch(BIG, tmp_path, heard)
-        except WanstoreError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=fetch)
-    thread.start()
+    thread = Fetching(hub_source, BIG, tmp_path, heard)
     wait_for(lambda: asked(hub, "/api/models/Wan-AI/Tiny/xet-read-token"))
     hub_source.stop()
     thread.join(10)
-    assert not thread.is_alive() and "stopped" in str(errors[0]) and not asked(hub, "/cdn/")
+    assert not thread.is_alive() and "stopped" in str(thread.error) and not asked(hub, "/cdn/")
 
 
 @pytest.mark.parametrize("after", [0.1, 0.35, 0.6])
 def test_a_killed_download_goes_on(hub: LoopbackHub, folder: Path, tmp_path: Path, heard: Heard, after: float) -> None:
     """After kill -9 no more is fetched again than was under way: a piece for each stream."""
     hub.rate_bytes = 40 * MIB
-    script = (
-        "import sys; from pathlib import Path; from wanstore.interfaces import Quiet\n"
-        "from wanstore.conversion.hub import HubSource, Limits\n"
-        f"source = HubSource({REPO!r}, limits=Limits(connections=4, xet_piece_bytes={2 * MIB}))\n"
-        f"source.fetch({BIG!r}, Path(sys.argv[1]), Quiet())"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "0"}
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+    limits = f"connections=4, xet_piece_bytes={2 * MIB}"
+    process = start_process(hub, REPO, BIG, tmp_path, limits, xet=True)
     notes = tmp_path / f"{BIG}.pieces"
     wait_for(lambda: notes.exists() and notes.read_text().count("]") >= after * SIZE / (2 * MIB))
     process.send_signal(signal.SIGKILL)
@@ -275,33 +248,27 @@ def test_a_killed_download_goes_on(hub: LoopbackHub, folder: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("disabled", ["0", "1"], ids=["xet", "https"])
+@pytest.mark.parametrize("xet", [True, False], ids=["xet", "https"])
 def test_twenty_kills_cost_no_more_than_what_was_under_way(
-    hub: LoopbackHub, folder: Path, tmp_path: Path, disabled: str
+    hub: LoopbackHub, folder: Path, tmp_path: Path, xet: bool
 ) -> None:
     """At random moments, one after the other; the file is right at the end."""
-    script = (
-        "import sys; from pathlib import Path; from wanstore.interfaces import Quiet\n"
-        "from wanstore.conversion.hub import HubSource, Limits\n"
-        f"limits = Limits(connections=2, xet_piece_bytes={MIB}, http_piece_bytes={MIB})\n"
-        f"HubSource({REPO!r}, limits=limits).fetch({BIG!r}, Path(sys.argv[1]), Quiet())"
-    )
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": disabled}
+    limits = f"connections=2, xet_piece_bytes={MIB}, http_piece_bytes={MIB}"
     hub.rate_bytes, hub.sent_bytes = 4 * MIB, 0
-    chosen = random.Random(disabled)
+    chosen = random.Random(xet)
     for _ in range(20):
         hub.requests.clear()
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], env=environment)
+        process = start_process(hub, REPO, BIG, tmp_path, limits, xet=xet)
         wait_for(lambda: any(request.path.startswith(("/xorbs/", "/cdn/")) for request in tuple(hub.requests)))
         time.sleep(chosen.uniform(0, 1.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (tmp_path / BIG).exists()
     hub.rate_bytes = None
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True)
+    assert start_process(hub, REPO, BIG, tmp_path, limits, xet=xet).wait() == 0
     assert (tmp_path / BIG).read_bytes() == (folder / BIG).read_bytes()
     # Over Xet also the chunks at either end of a piece, which are fetched whole: of up to 128 KiB.
-    ends = SIZE / MIB * 2 * (128 << 10) if disabled == "0" else 0
+    ends = SIZE / MIB * 2 * (128 << 10) if xet else 0
     assert SIZE <= hub.sent_bytes <= SIZE + 20 * 2 * 1.25 * MIB + ends
 
 
@@ -327,23 +294,12 @@ def test_a_file_begins_while_the_one_before_it_ends(
     hub.rate_bytes = 60 * MIB
     hub_source = source()
     second = Heard()
-    threads = [
-        threading.Thread(target=hub_source.fetch, args=(BIG, tmp_path / name, progress))
-        for name, progress in (("first", heard), ("second", second))
-    ]
-    threads[0].start()
+    threads = [Fetching(hub_source, BIG, tmp_path / "first", heard)]
     wait_for(lambda: heard.done.get(BIG, 0) > 0)
-    threads[1].start()
+    threads.append(Fetching(hub_source, BIG, tmp_path / "second", second))
     wait_for(lambda: second.done.get(BIG, 0) > 0)
     assert heard.done[BIG] > SIZE - 12 * MIB
     for thread in threads:
         thread.join(30)
     for name in ("first", "second"):
         assert (tmp_path / name / BIG).read_bytes() == (folder / BIG).read_bytes()
-
-
-def wait_for(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
