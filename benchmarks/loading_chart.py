@@ -33,7 +33,7 @@ def draw(found: dict[str, Any], target: Path) -> None:
         "Folder to pipeline on the GPU: imports done": (_pipelines(found), ceiling),
         "Start of a process to ready": (_starts(found), None),
     }
-    shown = {title: panel for title, panel in panels.items() if panel[0]}
+    shown = {title: panel for title, panel in panels.items() if len(panel[0]) > 1}  # one bar compares nothing
     counts = [len(bars) for bars, _ in shown.values()]
     style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": TEXT_COLOR}
     with mpl.rc_context(style):

@@ -29,6 +29,7 @@ from wanstore.transfer import _registered as registered
 from wanstore.transfer import _to_cuda as to_cuda
 from wanstore.transfer import _transfer as transfers
 from wanstore.transfer._chunk_queue import ChunkQueue
+from wanstore.transfer._cuda_driver import CudaDriver
 from wanstore.transfer._layout import BufferLayout, lay_out_buffers, lay_out_files
 from wanstore.transfer._read_queue import ThreadReadQueue
 from wanstore.transfer._readers import FileReader, MemoryReader
@@ -120,8 +121,6 @@ class HostAsGpu:
         self.numbers = itertools.count(1)
         self.pinned_ever = self.waited = 0
         self.answers = itertools.cycle([True, False, False])  # a device is not always done when it is asked
-
-    def enter_thread(self) -> None: ...
 
     def make_stream(self) -> HostStream:
         return HostStream()
@@ -304,8 +303,6 @@ def test_stopped_work_ends_with_what_is_under_way(tmp_path: Path, monkeypatch: p
 def windows(monkeypatch: pytest.MonkeyPatch, host_as_gpu: HostAsGpu) -> HostAsGpu:
     """A driver that registers what is mapped, in windows of two small chunks."""
     monkeypatch.setattr(registered, "WINDOW_BYTES", 128 << 10)
-    monkeypatch.setattr(registered, "BEHIND", 1)
-    monkeypatch.setattr(to_cuda, "usable_cores", lambda: 2)
     host_as_gpu.can_register = True
     return host_as_gpu
 
@@ -353,17 +350,6 @@ def test_what_is_not_all_in_page_cache_goes_through_the_ring(
 
 @needs_linux
 @pytest.mark.usefixtures("small_chunks")
-def test_many_cores_copy_through_the_ring(tmp_path: Path, windows: HostAsGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which they do as quickly."""
-    monkeypatch.setattr(to_cuda, "usable_cores", lambda: 16)
-    save_file({"a": torch.ones(300_000)}, tmp_path / "x.safetensors")
-    with nothing_left(), open_weight_file(tmp_path / "x.safetensors") as file:
-        _, (buffer,) = through_the_ring(file)
-    assert (buffer == 1).all() and (windows.registered_ever, windows.pinned_ever) == (0, 1)
-
-
-@needs_linux
-@pytest.mark.usefixtures("small_chunks")
 def test_a_file_that_shrinks_while_it_is_registered_is_named(
     tmp_path: Path, windows: HostAsGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,16 +361,6 @@ def test_a_file_that_shrinks_while_it_is_registered_is_named(
         with pytest.raises(DamagedError, match="tensor b is cut off"):
             through_the_ring(file)
     assert (windows.pinned, windows.events) == ({}, {}) and windows.registered_ever > 0
-
-
-@pytest.mark.parametrize(
-    ("quota", "cores"), [("max 100000\n", 8), ("200000 100000\n", 2), ("50000 100000\n", 1), ("nonsense", 8)]
-)
-def test_cores_are_what_affinity_and_quota_leave(monkeypatch: pytest.MonkeyPatch, quota: str, cores: int) -> None:
-    """A container may see all of a machine's, and be allowed two."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(Path, "read_text", lambda path: quota)
-    assert registered.usable_cores() == cores
 
 
 @needs_linux
@@ -430,8 +406,8 @@ def test_a_real_gpu_takes_either_way(
     """The same bits; the record says which it was."""
     save_file({**tensors, "long": torch.randn(40 << 20).half()}, tmp_path / "x.safetensors")
     ways = []
-    for cores in (2, 16):
-        monkeypatch.setattr(to_cuda, "usable_cores", lambda cores=cores: cores)
+    for straight in (True, False):
+        monkeypatch.setattr(CudaDriver, "can_register", straight)
         with open_weight_file(tmp_path / "x.safetensors") as file:
             layout = lay_out_files([("", file.tensors, is_wide)])
             with Transfer(FileReader([file]), layout, "cuda") as transfer:

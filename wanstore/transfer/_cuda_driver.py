@@ -38,10 +38,6 @@ class CudaDriver:
         torch.cuda.set_device(device)
         torch.cuda.current_stream(device).synchronize()
 
-    def enter_thread(self) -> None:
-        """Give the calling thread the device's context too."""
-        torch.cuda.set_device(self._device)
-
     def make_stream(self) -> torch.cuda.Stream:
         """A stream of torch's."""
         return torch.cuda.Stream(self._device)

@@ -17,7 +17,7 @@ from wanstore.transfer._cuda_driver import CudaDriver
 from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, Chunk
 from wanstore.transfer._read_queue import ReadQueue, open_read_queue
 from wanstore.transfer._readers import FileReader, Reader, slot_bytes
-from wanstore.transfer._registered import FEW_CORES, Windows, copy_registered, fits_windows, usable_cores
+from wanstore.transfer._registered import Windows, copy_registered, fits_windows
 from wanstore.transfer._to_host import DTYPES, elements_of
 
 SLOTS, DISK_SLOTS = 16, 8
@@ -39,24 +39,24 @@ def move_to_cuda(
         yield Times(0.0, 0.0)
         return
     driver = CudaDriver(buffers[0].device)
+    copies = Copies(layout, buffers, driver)
     with ExitStack() as stack:
         times = Times(0.0, 0.0)
         if isinstance(reader, FileReader) and _goes_straight(reader, layout, driver):
-            windows = stack.enter_context(closing(Windows(reader.files, layout.chunks, driver)))
-            copies = stack.enter_context(closing(Copies(layout, buffers, driver)))
+            windows = stack.enter_context(closing(Windows(reader.files, driver)))
+            stack.callback(copies.wait)
             times = copy_registered(queue, windows, copies)
         if count := min(SLOTS if layout.chunk_bytes <= CHUNK_BYTES else DISK_SLOTS, len(queue)):
             ring = stack.enter_context(closing(Ring(count, slot_bytes(layout), driver)))
             reads = stack.enter_context(closing(open_read_queue(reader, ring.slots)))
-            copies = stack.enter_context(closing(Copies(layout, buffers, driver)))
+            stack.callback(copies.wait)
             times = _pump(queue, ring, reads, copies)
         yield times
 
 
 def _goes_straight(reader: FileReader, layout: BufferLayout, driver: CudaDriver) -> bool:
     """Whether to let the device read page cache itself."""
-    few = usable_cores() <= FEW_CORES
-    return few and reader.all_cached and driver.can_register and fits_windows(layout.chunks)
+    return reader.all_cached and driver.can_register and fits_windows(layout.chunks)
 
 
 def _pump(queue: ChunkQueue, ring: Ring, reads: ReadQueue, copies: Copies) -> Times:
@@ -164,6 +164,6 @@ class Copies:
                     stored = self._scratch[:size].view(DTYPES[kind.stored])
                     elements_of(part, self._layout, self._buffers).copy_(stored)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Return when all is copied."""
         self._stream.synchronize()
