@@ -14,6 +14,8 @@ from pathlib import Path
 
 _BLOCK_BYTES = 4 << 20
 PAGE_BYTES = 4096
+HASHED_AT_ONCE = 8
+"""A pipeline has about as many weight files, and hashing lets go of the interpreter's lock. Fewer cores do as well."""
 
 
 def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wanstore._error_translation import unreadable
-from wanstore._files import files_below, hash_file, identity
+from wanstore._files import HASHED_AT_ONCE, files_below, hash_file, identity
 from wanstore._formats._json import read_json
 from wanstore.components import check_index
 from wanstore.errors import ChangedError, DamagedError, NotFoundError, WanstoreError
@@ -98,8 +97,9 @@ def _wrong_hashes(folder: Path, manifest: Manifest, progress: Progress) -> dict[
 
     task = f"verify {manifest.name}"
     progress.start(task, manifest.size_bytes)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = dict(zip((entry.path for entry in manifest.files), pool.map(fault, manifest.files), strict=True))
+    files = sorted(manifest.files, key=lambda entry: -entry.size_bytes)  # none is left alone at the end
+    with ThreadPoolExecutor(HASHED_AT_ONCE) as pool:
+        faults = dict(zip((entry.path for entry in files), pool.map(fault, files), strict=True))
     progress.finish(task)
     return {path: fault for path, fault in faults.items() if fault}
 

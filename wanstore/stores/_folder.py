@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from wanstore._error_translation import unreadable
-from wanstore._files import files_below, hash_file
+from wanstore._files import HASHED_AT_ONCE, files_below, hash_file
 from wanstore.errors import DamagedError
 from wanstore.interfaces import Progress, Quiet, VerifyReport
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -49,7 +48,7 @@ def verify_folder(folder: Path, manifest: Manifest, progress: Progress | None = 
         except OSError:
             return None
 
-    return verify_files(manifest, sizes, sha256, progress, at_once=min(4, os.cpu_count() or 1))
+    return verify_files(manifest, sizes, sha256, progress, at_once=HASHED_AT_ONCE)
 
 
 def verify_files(
@@ -74,7 +73,7 @@ def verify_files(
             return True
         return sha256(entry.path, lambda count: progress.advance(task, count)) != entry.sha256
 
-    present = [entry for entry in manifest.files if entry.path in sizes]
+    present = sorted((entry for entry in manifest.files if entry.path in sizes), key=lambda entry: -entry.size_bytes)
     with ThreadPoolExecutor(at_once) as pool:
         verdicts = list(pool.map(damaged, present))
     progress.finish(task)
