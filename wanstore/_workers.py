@@ -1,7 +1,10 @@
-"""Work in a process of its own: what dies or hangs there takes nothing with it.
+"""Jobs in processes of their own: what dies or hangs there takes nothing with it.
 
-A worker is a module with a `main` that calls `work`. Its job is one line of JSON on stdin, and it ends when stdin is
-closed. Each line that it writes to stdout is a JSON list: an event and its arguments.
+A worker is a module with the class of its jobs, `Job`; `do(job, send)`, which does one and sends events to the parent;
+and `prepare()`, which makes the imports that every job needs. `python -m wanstore._workers MODULE` prepares once, then
+forks a process for each job, since imports take longer than many a job does. It does nothing else, so that no job's
+memory or failure colours another's. Jobs are lines of JSON on stdin, one at a time; it ends when stdin is closed. Each
+line on stdout is a JSON list: an event and its arguments.
 """
 
 from __future__ import annotations
@@ -14,16 +17,23 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
+import warnings
 from collections.abc import Callable
-from typing import IO, Any, TypeVar
+from functools import partial
+from importlib import import_module
+from types import TracebackType
+from typing import IO, Any, Self
 
 import attrs
 
 from wanstore._formats._json import from_json, to_json
 from wanstore.errors import WanstoreError
 
-T = TypeVar("T")
 Send = Callable[..., None]
+_READY, _ENDED, _REFUSED = "ready", "ended", "refused"
+_FORKS = sys.platform == "linux"
+"""Elsewhere system libraries do not bear a fork: there each job has a process from the start, imports included."""
 
 
 # --- in the parent
@@ -37,50 +47,106 @@ class End:
     reason: str
 
 
-def run_worker(module: str, job: Any, on_event: Send, timeout_seconds: float | None = None) -> End:
-    """Run `job` by `module` in a fresh process; `on_event` receives each event, name first.
+class Workers:
+    """Runs jobs of a worker `module`, each in a fresh process, forked off one that has prepared and waits."""
 
-    After `timeout_seconds`, or when `on_event` or Ctrl-C raises, the worker is killed with everything that it started.
-    It has its own session, so that Ctrl-C on a terminal reaches the parent alone. A `WanstoreError` of the worker's is
-    raised here.
-    """
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
-        )  # fmt: skip
-        timed_out = threading.Event()
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._server: subprocess.Popen[str] | None = None
+        self._heard = 0
+        """How much of what was printed belongs to earlier jobs."""
+        self.prepare_seconds = 0.0
+        """What the imports took that the processes begin with, counted from the start of Python."""
+
+    def __enter__(self) -> Self:
+        self._errors = tempfile.TemporaryFile()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._errors.close()
+
+    def prepare(self) -> None:
+        """Have a process that has prepared, if there is none."""
+        if self._server is None:
+            began = time.monotonic()
+            # Its own session, so that Ctrl-C on a terminal reaches the parent alone.
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", __name__, self._module],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True,
+            )  # fmt: skip
+            assert self._server.stdout
+            self._server.stdout.readline()  # it is ready; or dead, and the job will say so
+            self.prepare_seconds = time.monotonic() - began
+
+    def run(self, job: Any, on_event: Send, timeout_seconds: float | None = None) -> End:
+        """Do a job; `on_event` receives each event, name first.
+
+        After `timeout_seconds`, or when `on_event` or Ctrl-C raises, the job is killed with everything that it started.
+        A `WanstoreError` of the job's is raised here.
+        """
+        self.prepare()
+        assert self._server
+        server = self._server
+        timed_out, status = threading.Event(), None
 
         def stop() -> None:
             timed_out.set()
-            _kill(process)
+            _kill(server)
 
         timer = threading.Timer(timeout_seconds or threading.TIMEOUT_MAX, stop)
         timer.daemon = True
         timer.start()
-        assert process.stdin
-        assert process.stdout
         try:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(to_json(job)) + "\n")
-                process.stdin.flush()  # and left open: the worker lives as long as it is
-            for line in process.stdout:
-                with contextlib.suppress(json.JSONDecodeError):  # killed in the middle of a line
-                    event, *args = json.loads(line)
-                    if event == "refused":
-                        raise WanstoreError(*args)
-                    on_event(event, *args)
-            process.wait()
+            status = _hear(server, job, on_event)
         finally:
             timer.cancel()
-            _kill(process)
-            process.wait()
-            process.stdout.close()
+            if status is None or server.returncode is not None:
+                self._stop()  # the next job has a new one
+        words = self._last_words(status)
+        return End(True, f"not done after {timeout_seconds:g} s") if timed_out.is_set() else End(False, words)
+
+    def _stop(self) -> None:
+        server, self._server = self._server, None
+        if server:
+            assert server.stdin
+            assert server.stdout
+            _kill(server)
+            server.wait()
+            server.stdout.read()  # it ends when the job has ended, and its memory is free
+            server.stdout.close()
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        if timed_out.is_set():
-            return End(True, f"not done after {timeout_seconds:g} s")
-        return End(False, _last_words(process.returncode, errors))
+                server.stdin.close()
+
+    def _last_words(self, status: int) -> str:
+        # The processes write where this file's position is: it must stay.
+        said = os.pread(self._errors.fileno(), os.fstat(self._errors.fileno()).st_size, self._heard)
+        self._heard += len(said)
+        lines = said.decode(errors="replace").strip().splitlines()
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return f"{how}: {lines[-1].strip()[:300]}" if lines else how
+
+
+def _hear(server: subprocess.Popen[str], job: Any, on_event: Send) -> int:
+    """Send a job and pass its events on; its exit status."""
+    assert server.stdin
+    assert server.stdout
+    with contextlib.suppress(BrokenPipeError):
+        server.stdin.write(json.dumps(to_json(job)) + "\n")
+        server.stdin.flush()  # and left open: the worker lives as long as it is
+    for line in server.stdout:
+        try:
+            event, *args = json.loads(line)
+        except json.JSONDecodeError:  # killed in the middle of a line
+            continue
+        if event == _ENDED:
+            return int(args[0])
+        if event == _REFUSED:
+            raise WanstoreError(*args)
+        on_event(event, *args)
+    return server.wait()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -89,25 +155,38 @@ def _kill(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _last_words(status: int, errors: IO[bytes]) -> str:
-    errors.seek(0)
-    lines = errors.read().decode(errors="replace").strip().splitlines()
-    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    return f"{how}: {lines[-1].strip()[:300]}" if lines else how
+# --- in the processes
 
 
-# --- in the worker
+def serve(name: str) -> None:
+    """Do the jobs on stdin by the worker module `name`, each in a process forked off this one."""
+    worker = import_module(name)
+    worker.prepare()
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # anything else that is printed goes to stderr
+    _send(lines, _READY)
+    for line in sys.stdin:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: those of BLAS know what a fork is
+            child = os.fork() if _FORKS else 0
+        if child == 0:
+            _work(worker, json.loads(line), partial(_send, lines))
+            return
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        lines.write("\n")  # it may have been killed in the middle of a line
+        _send(lines, _ENDED, status)
 
 
-def work(kind: type[T], do: Callable[[T, Send], None]) -> None:
-    """Do the job on stdin, which is a `kind`; `do` sends events to the parent."""
-    job = from_json(json.loads(sys.stdin.readline()), kind)
+def _work(worker: Any, document: Any, send: Send) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    send = _channel()
     try:
-        do(job, send)
+        worker.do(from_json(document, worker.Job), send)
     except WanstoreError as error:
-        send("refused", error.what, error.next_step)
+        send(_REFUSED, error.what, error.next_step)
+
+
+def _send(lines: IO[str], *event: Any) -> None:
+    lines.write(json.dumps(event) + "\n")
 
 
 class SentProgress:
@@ -129,19 +208,12 @@ class SentProgress:
         self._send("message", text)
 
 
-def _channel() -> Send:
-    """A function that sends events to the parent, a line each. Anything else that is printed goes to stderr."""
-    lines = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-
-    def send(*event: Any) -> None:
-        lines.write(json.dumps(event) + "\n")
-
-    return send
-
-
 def _die_with_parent() -> None:
     """End when stdin does: the parent is gone, and nobody needs the result."""
     while os.read(0, 1):
         pass
     os._exit(1)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -7,7 +7,7 @@ import signal
 
 import attrs
 
-from wanstore._workers import Send, work
+from wanstore._workers import Send
 from wanstore.building._artifacts import file_name
 from wanstore.presets import Preset
 
@@ -20,7 +20,10 @@ class Job:
     presets: tuple[Preset, ...]
 
 
-def _do(job: Job, send: Send) -> None:
+def prepare() -> None: ...
+
+
+def do(job: Job, send: Send) -> None:
     send("made_for", {"device": "made up"})
     for preset in job.presets:
         if job.task == "make" and preset.name == "deadly":
@@ -28,7 +31,3 @@ def _do(job: Job, send: Send) -> None:
         if job.task == "try" and preset.name == "deadly to try":
             os.kill(os.getpid(), signal.SIGKILL)
         send({"make": "made", "try": "tried"}[job.task], file_name(preset.clip.shape), preset.name, 0.5)
-
-
-if __name__ == "__main__":
-    work(Job, _do)

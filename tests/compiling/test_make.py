@@ -13,6 +13,7 @@ import torch
 import wanstore
 from tests.conftest import SMALL
 from wanstore._files import hash_file
+from wanstore._workers import Workers
 from wanstore.building._artifacts import file_name, shape_of
 from wanstore.building._block_functions import BlockFunctions
 from wanstore.compiling import _make, _worker
@@ -91,7 +92,7 @@ def test_what_is_damaged_is_made_again_and_the_rest_is_kept(
     entries = (*manifest.files, FileEntry("1x24.function", 7, hash_file(folder / "1x24.function")))
     (folder / MANIFEST_NAME).write_bytes(dump_manifest(attrs.evolve(manifest, files=entries)))
     (folder / "1x8.function").write_bytes(b"damaged")
-    store, run = wanstore.open_store(compiled_copy), _make._Run(Job("describe", "", (), ""), Quiet())
+    store, run = wanstore.open_store(compiled_copy), _make._Run(Job("describe", "", (), ""), Workers(""), Quiet())
     run.made_for = manifest.conversion.options
     assert [
         one.name for one in _make._missing(store, "w", run, [PRESET, attrs.evolve(PRESET, name="24", width=96)])
@@ -122,9 +123,10 @@ def test_a_process_that_dies_takes_its_preset_along_and_no_other(monkeypatch: py
     presets = [attrs.evolve(PRESET, name=name, width=16 * (at + 2)) for at, name in enumerate(
         ("first", "deadly", "deadly to try", "last")
     )]  # fmt: skip
-    run = _make._Run(Job("describe", "", tuple(presets), ""), Quiet())
-    run.do("make", presets)
-    run.do("try", run.made)
+    with Workers(_make._WORKER) as workers:
+        run = _make._Run(Job("describe", "", tuple(presets), ""), workers, Quiet())
+        run.do("make", presets)
+        run.do("try", run.made)
     found = {preset.name: run.outcome(preset) for preset in presets}
     assert {name: one.reason for name, one in found.items() if one.status == "failed"} == {
         "deadly": "killed by SIGSEGV", "deadly to try": "killed by SIGKILL"

@@ -92,7 +92,7 @@ class BenchmarkRow:
     """One preset's result.
 
     `status` is `ok`, `out of memory`, `timeout`, `crash` or `failed`, and `reason` says more. `rounds` are those
-    after the warm-up. `load_seconds` and `first_clip_seconds` count from the start of the process that measured,
+    after the warm-up. `load_seconds` and `first_clip_seconds` count from the start of a process,
     None where the pipeline was loaded before. `energy_joules` is what the GPU spent on a clip. With fewer steps
     measured, it and the first clip are extrapolated as clips are. `attention` is the backend that was used;
     `attention_seconds`, where backends were compared, what one self-attention of the preset's own shape took with

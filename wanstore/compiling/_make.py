@@ -13,7 +13,7 @@ import attrs
 
 from wanstore._formats._json import digest_of
 from wanstore._installed import versions
-from wanstore._workers import run_worker
+from wanstore._workers import Workers
 from wanstore.building._artifacts import CONVERTER, VERSION, file_name, folder_name, functions_of, read_functions
 from wanstore.building._dtypes import check_dtypes
 from wanstore.choices import MemoryMode
@@ -47,13 +47,13 @@ def make_functions(
     pipeline = store.manifest(name)
     if attention is None:
         attention = pipeline.notes.get("attention")
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as work, Workers(_WORKER) as workers:
         job = Job(
             "describe", str(store.local_path(name)), tuple(presets), work,
             device=None if device is None else str(device), dtype=check_dtypes(dtype), memory=memory,
             attention=attention,
         )  # fmt: skip
-        run = _Run(job, progress)
+        run = _Run(job, workers, progress)
         run.describe()
         folder = folder_name(name, run.made_for)
         missing = _missing(store, name, run, presets)
@@ -105,6 +105,7 @@ class _Run:
     """Workers' findings, by the function's file: seconds to make it, how much it differs, or why it failed."""
 
     job: Job
+    workers: Workers
     progress: Progress
     made_for: dict[str, str] = attrs.field(factory=dict)
     seconds: dict[str, float] = attrs.field(factory=dict)
@@ -113,7 +114,7 @@ class _Run:
 
     def describe(self) -> None:
         """Find out what functions made here are for."""
-        end = run_worker(_WORKER, self.job, self._on_event)
+        end = self.workers.run(self.job, self._on_event)
         if not self.made_for:
             raise WanstoreError(
                 f"What to compile for could not be found out: {end.reason}", "Try: wanstore doctor NAME"
@@ -125,7 +126,7 @@ class _Run:
         left = {file_name(preset.clip.shape): preset for preset in presets}
         done = self.seconds if task == "make" else self.tried
         while left:
-            end = run_worker(_WORKER, attrs.evolve(self.job, task=task, presets=tuple(left.values())), self._on_event)
+            end = self.workers.run(attrs.evolve(self.job, task=task, presets=tuple(left.values())), self._on_event)
             left = {file: preset for file, preset in left.items() if file not in done and file not in self.failed}
             if left:
                 file = next(iter(left))

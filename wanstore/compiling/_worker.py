@@ -1,4 +1,4 @@
-"""Compiles blocks, or tries them out, in a process of its own: `python -m wanstore.compiling._worker`.
+"""Compiles blocks, or tries them out, in a process of its own: a worker module, see `wanstore._workers`.
 
 Events: `made_for`, what the functions fit; `made`, `tried` and `failed` with a file, its preset, and the seconds, how
 much clips differ, or the reason.
@@ -7,20 +7,29 @@ much clips differ, or the reason.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 import torch
 
-from wanstore._workers import Send, SentProgress, work
+from wanstore._workers import Send, SentProgress
 from wanstore.building._artifacts import file_name
 from wanstore.building._attention import NATIVE, check_known, use_backend
 from wanstore.building._attention_comparison import compare_backends
-from wanstore.building._block_functions import BlockFunctions, compile_block, describe, load_function, why
+from wanstore.building._block_functions import (
+    BlockFunctions,
+    compile_block,
+    describe,
+    import_compiler,
+    load_function,
+    why,
+)
 from wanstore.choices import MemoryMode
 from wanstore.errors import NotSupportedError
-from wanstore.loading._load import load_folder
+from wanstore.lean_imports import import_lean
+from wanstore.loading._load import LIBRARIES, load_folder
 from wanstore.presets import Preset
 from wanstore.transfer._device import pick_device
 
@@ -50,12 +59,15 @@ class _Captured(Exception):  # noqa: N818  it is no error
     """Ends a forward once what is looked for has been seen."""
 
 
-def main() -> None:
-    """Do the job on stdin."""
-    work(Job, _do)
+def prepare() -> None:
+    """Import torch's compiler, and what a load needs."""
+    import_lean(LIBRARIES)
+    with suppress(Exception):  # using it says what is wrong
+        import_compiler()
 
 
-def _do(job: Job, send: Send) -> None:
+def do(job: Job, send: Send) -> None:
+    """Do the job; see the module."""
     attention = job.attention or NATIVE
     if job.task == "describe":
         pipe = load_folder(Path(job.folder), weights="deferred", dtype=job.dtype)
@@ -134,7 +146,3 @@ def _difference(pipe: Any, preset: Preset, functions: BlockFunctions, data: byte
     if not difference <= LARGEST_DIFFERENCE:  # NaN is not either
         raise NotSupportedError(f"It changes a latent by {difference:.2g} of its size", "Report it")
     return difference
-
-
-if __name__ == "__main__":
-    main()

@@ -57,24 +57,19 @@ class StopsAfterTheFirst(Heard):
             raise KeyboardInterrupt
 
 
-@pytest.fixture
-def described_once(sealed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is asked what it is once for all runs of a test: it takes a process."""
-    machine = ProcessBenchmarker(sealed, "cpu")._describe()
-    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: machine)
-
-
 @pytest.mark.slow
 class TestProcessBenchmarker(BenchmarkerTests):
     """Everything that any benchmarker must do, a process for each preset: it takes a minute."""
 
     @pytest.fixture
-    def benchmarker(self, sealed: Path, described_once: None) -> ProcessBenchmarker:
+    def benchmarker(self, sealed: Path) -> ProcessBenchmarker:
         return ProcessBenchmarker(sealed, "cpu", warmup=0, dtype=FLOAT32)
 
 
 def workers() -> Sequence[psutil.Process]:
-    return [child for child in psutil.Process().children() if "wanstore.benchmarking.run._worker" in child.cmdline()]
+    """The process that has the imports done, and one that does a job, in this order."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "wanstore.benchmarking.run._worker" in child.cmdline()]
 
 
 def test_a_row_tells_of_the_whole_life_of_its_process(sealed: Path, tmp_path: Path) -> None:
@@ -107,7 +102,7 @@ def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> No
 
     def kill(task: str) -> None:
         if task == "generate first":
-            workers()[0].send_signal(signal.SIGKILL)
+            workers()[-1].send_signal(signal.SIGKILL)
 
     report = benchmarker.run([FIRST, SECOND], progress=Heard(kill))
     assert [row.status for row in report.rows] == ["crash", "ok"] and "SIGKILL" in report.rows[0].reason
@@ -119,7 +114,6 @@ def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> No
     assert "second was measured before" in heard.messages[0]
 
 
-@pytest.mark.usefixtures("described_once")
 @pytest.mark.parametrize(
     ("field", "other", "told", "refused"),
     [
@@ -143,7 +137,6 @@ def test_another_dtype_or_plan_is_another_measurement(
         attrs.evolve(benchmarker, **{field: refused})
 
 
-@pytest.mark.usefixtures("described_once")
 def test_a_preset_whose_clip_is_gone_or_another_runs_is_measured_again(sealed: Path, tmp_path: Path) -> None:
     """A stopped run's row stands only with the clip that it was measured on, and with the same reference."""
     kept, other = tmp_path / "kept", tmp_path / "other"
@@ -208,7 +201,7 @@ def test_outputs_that_cannot_be_written_are_told_before_anything_is_measured(
     sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, path: str, told: str
 ) -> None:
     """No process is started, nothing is left behind."""
-    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: pytest.fail("a process was started"))
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda *_: pytest.fail("a process was started"))
     (tmp_path / "file").touch()
     (tmp_path / "page.json").mkdir()
     written: dict[str, Any] = {output: tmp_path / path}
@@ -223,7 +216,7 @@ def test_outputs_that_are_there_are_left_as_they_are_until_there_are_new_ones(
     """A run that can't measure costs nobody the last one's page."""
     page = tmp_path / "page.md"
     page.write_text("the last one")
-    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: 1 / 0)
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ProcessBenchmarker(sealed, "cpu", report=page).run([FIRST])
     assert page.read_text() == "the last one" and list(tmp_path.iterdir()) == [page]

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from wanstore._formats._json import digest_of, from_json, to_json
-from wanstore._workers import run_worker
+from wanstore._workers import Workers
 from wanstore.benchmarking._outputs import check_page, check_writable
 from wanstore.benchmarking.measure._pipeline_benchmarker import COMPARED_STEPS, WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.measure._reference_clips import hash_clip
@@ -91,7 +91,13 @@ class ProcessBenchmarker(Benchmarker):
             check_page(self.report)
         if self.keep_clips:
             check_writable(self.keep_clips)
-        found = self._describe()
+        with Workers(_WORKER) as workers:
+            return self._run(presets, manifest, workers, progress)
+
+    def _run(
+        self, presets: Sequence[Preset], manifest: Manifest, workers: Workers, progress: Progress
+    ) -> BenchmarkReport:
+        found = self._describe(workers)
         dtype = ", ".join(f"{component}={name}" for component, name in self.dtype.items())
         environment = attrs.evolve(
             found, command=self.command, weights=describe_weights(manifest), dtype=dtype, model=model_in(self.folder),
@@ -107,7 +113,7 @@ class ProcessBenchmarker(Benchmarker):
         overall = _OverallProgress(progress, {preset.name: self._work(preset) for preset in missing})
         with contextlib.suppress(KeyboardInterrupt):
             for preset in missing:
-                row = self._measure(preset, overall, trained=not has_random_weights(manifest))
+                row = self._measure(workers, preset, overall, trained=not has_random_weights(manifest))
                 rows[preset.name] = row
                 saved.keep(keys[preset.name], row)
                 overall.done(preset.name)
@@ -117,7 +123,7 @@ class ProcessBenchmarker(Benchmarker):
             saved.drop(keys.values())  # there is nothing left to resume
         return BenchmarkReport(environment, tuple(rows[p.name] for p in presets if p.name in rows))
 
-    def _describe(self) -> Environment:
+    def _describe(self, workers: Workers) -> Environment:
         found: list[Environment] = []
 
         def on_event(event: str, *args: Any) -> None:
@@ -125,12 +131,12 @@ class ProcessBenchmarker(Benchmarker):
                 found.append(from_json(args[0], Environment))
 
         job = Job(str(self.folder), device=self.device, memory_gib=self.memory_gib)
-        end = run_worker(_WORKER, job, on_event)
+        end = workers.run(job, on_event)
         if not found:
             raise DeviceError(f"The device could not be asked: {end.reason}", "Look at nvidia-smi and the kernel's log")
         return found[0]
 
-    def _measure(self, preset: Preset, overall: _OverallProgress, *, trained: bool) -> BenchmarkRow:
+    def _measure(self, workers: Workers, preset: Preset, overall: _OverallProgress, *, trained: bool) -> BenchmarkRow:
         found: list[BenchmarkRow] = []
 
         def on_event(event: str, *args: Any) -> None:
@@ -139,6 +145,7 @@ class ProcessBenchmarker(Benchmarker):
             else:
                 overall.on_event(preset.name, event, args)
 
+        workers.prepare()
         assets = f"assets/{self.report.stem}" if self.report else ""  # as the page has its charts
         job = Job(
             str(self.folder),
@@ -156,9 +163,9 @@ class ProcessBenchmarker(Benchmarker):
             trained=trained,
             keep_clips=str(self.keep_clips.absolute()) if self.keep_clips else None,
             reference=str(self.reference.absolute()) if self.reference else None,
-            began=time.time(),
+            began=time.time() - workers.prepare_seconds,
         )
-        end = run_worker(_WORKER, job, on_event, self.timeout_seconds)
+        end = workers.run(job, on_event, self.timeout_seconds)
         if found:
             return attrs.evolve(
                 found[0],

@@ -1,4 +1,4 @@
-"""Measures one preset in its own process: `python -m wanstore.benchmarking.run._worker`.
+"""Measures one preset in its own process: a worker module, see `wanstore._workers`.
 
 Its last event is `row`, or `environment`, or that the job is `refused`: then no preset would fare better.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from wanstore._formats._json import to_json
-from wanstore._workers import Send, SentProgress, work
+from wanstore._workers import Send, SentProgress
 from wanstore.benchmarking.report import Environment
 from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.choices import MemoryMode
@@ -27,8 +27,8 @@ class Job:
 
     `dtype` and `memory` are as for `wanstore.load`, and so is `attention`, or it is `auto`. `functions` are folders of
     compiled functions, None if blocks are to run eagerly. `trained`, `pictures`,
-    `keep_clips` and `reference` are as for `PipelineBenchmarker`; `began` is when the process was started, by
-    `time.time`.
+    `keep_clips` and `reference` are as for `PipelineBenchmarker`; `began` is when a process for this job
+    alone would have been started, by `time.time`.
     """
 
     folder: str
@@ -49,12 +49,16 @@ class Job:
     began: float = 0.0
 
 
-def main() -> None:
-    """Do the job on stdin."""
-    work(Job, _do)
+def prepare() -> None:
+    """Import what measuring a preset needs."""
+    from wanstore.lean_imports import import_lean
+    from wanstore.loading._load import LIBRARIES
+
+    import_lean(LIBRARIES)
 
 
-def _do(job: Job, send: Send) -> None:
+def do(job: Job, send: Send) -> None:
+    """Measure the job's preset; see the module."""
     if job.preset is None:
         send("environment", to_json(_describe(job)))
     else:
@@ -129,7 +133,3 @@ def _describe(job: Job) -> Environment:
     if job.memory_gib and device.type != "cuda":
         raise NotSupportedError("Only a GPU's memory can be capped", "Leave out --memory-gib, or name a GPU")
     return attrs.evolve(describe(device), memory_cap_gib=job.memory_gib)
-
-
-if __name__ == "__main__":
-    main()
