@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
 import torch
 
+from wanstore.building._meta_parameters import MetaParameters
 from wanstore.building._skeleton import build_skeleton
 from wanstore.errors import DamagedError
 from wanstore.testing.tiny_wan import TEXT_ENCODER, TRANSFORMER, VAE
@@ -39,6 +41,18 @@ def test_other_threads_see_nothing_of_a_build() -> None:
     for thread in threads:
         thread.join()
     assert probes > 100 and wrong == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has other threads there")
+def test_a_build_is_done_by_its_own_thread_alone() -> None:
+    """torch's other threads have nothing to do; whoever else computes has as many as before, and so has the builder."""
+    before, seen = torch.get_num_threads(), []
+    with MetaParameters(torch.float16):
+        elsewhere = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        elsewhere.start()
+        elsewhere.join()
+        assert (torch.get_num_threads(), seen) == (1, [before])
+    assert torch.get_num_threads() == before
 
 
 def test_threads_build_side_by_side() -> None:

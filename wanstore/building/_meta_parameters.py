@@ -1,4 +1,4 @@
-"""Modules whose parameters take no memory, made without touching what other threads see.
+"""Modules whose parameters take no memory, made by one thread, without touching what others see.
 
 The usual ways (`accelerate.init_empty_weights`, a default dtype, patched initial values) change the whole process: a
 thread that makes a tensor or a layer meanwhile gets one in float16, or without memory. A torch function mode belongs to
@@ -7,8 +7,10 @@ its thread alone.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -35,6 +37,18 @@ class MetaParameters(TorchFunctionMode):
         super().__init__()
         self._dtype = dtype
         self._real_elements = 0
+        self._threads = 0
+
+    def __enter__(self) -> Self:
+        # Tables are small. Several threads wait for one another at each step, while a transfer keeps a core busy.
+        self._threads = torch.get_num_threads()
+        _set_threads(1)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _set_threads(self._threads)
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -55,6 +69,18 @@ class MetaParameters(TorchFunctionMode):
             if target.is_meta:  # computing values for what has no memory would import PyTorch's compiler
                 return target
         return func(*args, **options)
+
+
+def _set_threads(count: int) -> None:
+    """How many threads the operations of this one use from now on, if OpenMP makes them. torch's own way is for all."""
+    if library := _openmp():
+        library.omp_set_num_threads(count)
+
+
+@cache
+def _openmp() -> ctypes.PyDLL | None:
+    library = ctypes.PyDLL(torch._C.__file__)  # it finds what the library was linked with
+    return library if hasattr(library, "omp_set_num_threads") else None
 
 
 def forget_values(model: torch.nn.Module) -> None:
