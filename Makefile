@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # xformers is not among them: it brings a CUDA build of its own.
-EXTRAS ?= modal,docs,dev
+EXTRAS ?= modal,object,docs,dev
 # The first pip call installs torch alone. For a CPU-only build from PyTorch's own index:
 #   make venv TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wanstore.interfaces import WeightStore
     from wanstore.presets import Preset
 
-_STORE_HELP = "A folder, modal://VOLUME, or the URL of an installed backend; WANSTORE_STORE if left out."
+_STORE_HELP = "A folder, modal://VOLUME, s3://BUCKET or another URL; WANSTORE_STORE if left out."
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 

@@ -7,7 +7,11 @@ from pathlib import Path
 from wanstore._installed import make_backend
 from wanstore.interfaces import WeightStore
 
-_BUILT_IN = {"file": "wanstore.stores.local:LocalStore", "modal": "wanstore.stores.modal:ModalVolumeStore"}
+_BUILT_IN = {
+    "file": "wanstore.stores.local:LocalStore",
+    "modal": "wanstore.stores.modal:ModalVolumeStore",
+    **dict.fromkeys(("s3", "gs", "az"), "wanstore.stores.object:ObjectStore"),
+}
 
 
 def open_store(url: str | Path) -> WeightStore:

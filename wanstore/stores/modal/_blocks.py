@@ -1,4 +1,4 @@
-"""Whole pipelines up to a Modal Volume and down from it.
+"""Whole pipelines up to a Modal Volume.
 
     PREFIX/NAME/                              a sealed pipeline, as on a disk
     PREFIX/.wanstore/intents/NAME             NAME/ is unsealed and ours: what it is to hold, or nothing
@@ -14,21 +14,17 @@ from the recorded intent.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import attrs
 
-from wanstore._files import hash_file
 from wanstore._formats._json import digest_of, to_json
 from wanstore.errors import AlreadyExistsError, DamagedError, WanstoreError
 from wanstore.interfaces import Progress
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest
-from wanstore.stores.local import LocalStore
 from wanstore.stores.modal._client import RemoteVolume
 
 _LOG = logging.getLogger("wanstore")
@@ -36,8 +32,6 @@ _LOG = logging.getLogger("wanstore")
 _BATCH_BYTES = 1 << 30
 """A finished batch is kept, so an upload resumes after its last whole batch."""
 _INTENT_MAX_BYTES = 4096
-_FILES_AT_ONCE = 4
-"""Files on their way down; the client fetches several blocks of each at a time."""
 
 
 @attrs.frozen
@@ -178,62 +172,3 @@ def _batches(entries: Iterable[FileEntry]) -> Iterator[list[FileEntry]]:
         batch.append(entry)
     if batch:
         yield batch
-
-
-def download(volume: RemoteVolume, places: Places, manifest: Manifest, cache: LocalStore, progress: Progress) -> Path:
-    """The folder of a pipeline in `cache`, which holds this one only; what is not there yet is fetched.
-
-    Every file is hashed before it counts. Files that an interrupted download finished are kept.
-    Raises `DamagedError` when what comes is not what the manifest says.
-    """
-    name = places.name
-    for there in cache.list().pipelines:  # under the name that it had when it came
-        if there.digest == manifest.digest:
-            return cache.local_path(there.name)
-    try:
-        with cache.stage(name, resume=manifest.digest) as stage:
-            task = f"download {name}"
-            progress.start(task, manifest.size_bytes)
-
-            def fetch(entry: FileEntry) -> None:
-                _fetch_file(volume, f"{places.folder}/{entry.path}", entry, stage.path, stage.scratch, progress, task)
-
-            _all_at_once(fetch, manifest.files)
-            progress.finish(task)
-            stage.seal(manifest)
-    except AlreadyExistsError:  # another run was quicker
-        pass
-    return cache.local_path(name)
-
-
-def _all_at_once(work: Callable[[FileEntry], None], entries: Iterable[FileEntry]) -> None:
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        futures = [pool.submit(work, entry) for entry in entries]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _fetch_file(
-    volume: RemoteVolume, path: str, entry: FileEntry, folder: Path, scratch: Path, progress: Progress, task: str
-) -> None:
-    target = folder / entry.path
-    if target.is_file() and hash_file(target) == entry.sha256:
-        progress.advance(task, entry.size_bytes)
-        return
-    draft = scratch / hashlib.sha256(entry.path.encode()).hexdigest()
-    try:
-        with draft.open("wb") as file:
-            volume.fetch(path, file, lambda count: progress.advance(task, count))
-    except FileNotFoundError:
-        raise DamagedError(f"{path!r} is missing on Volume {volume.name!r}", "Run setup again with --replace") from None
-    if hash_file(draft) != entry.sha256:
-        draft.unlink()
-        raise DamagedError(
-            f"{path!r} on Volume {volume.name!r} is not what its manifest says", "Run setup again with --replace"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft.rename(target)

@@ -6,16 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import attrs
-
 from wanstore._error_translation import reason_of
 from wanstore.errors import BusyError, DamagedError, InvalidNameError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, Unreadable, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, parse_manifest
+from wanstore.stores._cache import RemoteStage, download
 from wanstore.stores._folder import check_against, verify_files
 from wanstore.stores._names import check_name
 from wanstore.stores.local import LocalStore
-from wanstore.stores.modal._blocks import Places, Upload, check_free, download, is_sealed, remove
+from wanstore.stores.modal._blocks import Places, Upload, check_free, is_sealed, remove
 from wanstore.stores.modal._client import RemoteVolume
 from wanstore.stores.modal._lease import Lease, current_holder
 
@@ -87,8 +86,10 @@ class RemoteStore(WeightStore):
         manifest = self.manifest(name)
         while True:
             try:
-                cache = LocalStore(self._cache / "pipelines" / manifest.digest)
-                return download(self._volume, places, manifest, cache, self.progress)
+                return download(
+                    lambda path, file, advance: self._volume.fetch(f"{places.folder}/{path}", file, advance),
+                    f"{self._url}/{name}", manifest, self._cache, self.progress,
+                )  # fmt: skip
             except DamagedError:
                 now = self.manifest(name)
                 if now.digest == manifest.digest:
@@ -148,22 +149,3 @@ class RemoteStore(WeightStore):
 
     def _missing(self, name: str) -> NotFoundError:
         return NotFoundError(f"There is no pipeline {name!r} in {self._url}", "See what is there with: wanstore list")
-
-
-@attrs.define
-class RemoteStage:
-    """A stage in a local folder; sealing uploads it."""
-
-    _inner: Stage
-    _publish: Callable[[Path, Manifest], None]
-    path: Path = attrs.field(init=False)
-    scratch: Path = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.path, self.scratch = self._inner.path, self._inner.scratch
-
-    def seal(self, manifest: Manifest) -> None:
-        self._publish(self.path, manifest)
-
-    def discard(self) -> None:
-        self._inner.discard()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, cast
 from wanstore.errors import InvalidNameError
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import Manifest
+from wanstore.stores._cache import cache_folder
 from wanstore.stores._names import check_name
 from wanstore.stores.modal._client import RemoteVolume, import_modal, plain_modal_errors, retrying
 from wanstore.stores.modal._lease import Lease
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 MOUNTS_VARIABLE = "WANSTORE_MODAL_MOUNTS"
 """Where Volumes are mounted, as `VOLUME=/folder`, several of them set apart by colons."""
-CACHE_VARIABLE = "WANSTORE_CACHE"
-"""The folder for downloads and stages, instead of the platform's cache folder."""
 
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what the modal client lets pass
 
@@ -130,11 +128,3 @@ def _find_mount(volume: str) -> Path | None:
             return Path(folder)
     usual = Path("/", volume)
     return usual if os.environ.get("MODAL_IS_REMOTE") == "1" and usual.is_dir() else None
-
-
-def cache_folder() -> Path:
-    """Where downloads and staging areas of remote stores are. All of it may be deleted while nothing runs."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    home = Path.home() / "Library" / "Caches" if sys.platform == "darwin" else Path.home() / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or home) / "wanstore"
