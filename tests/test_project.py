@@ -116,7 +116,7 @@ def test_whatever_pages_import_is_public() -> None:
             pkgutil.resolve_name(f"{module}:{name}")
 
 
-@pytest.mark.parametrize("program", sorted((ROOT / "examples").glob("*.py")), ids=lambda program: program.name)
+@pytest.mark.parametrize("program", sorted((ROOT / "examples").rglob("*.py")), ids=lambda program: program.name)
 def test_examples_import_nothing_private(program: Path) -> None:
     """What a reader copies from them is in the reference."""
     imports = re.findall(

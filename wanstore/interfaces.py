@@ -121,7 +121,9 @@ class Stage(Protocol):
     def seal(self, manifest: Manifest) -> None:
         """Write the manifest, and publish the folder whole in one step.
 
-        Raises `AlreadyExistsError` if the name was taken meanwhile and the staging area was not opened to replace.
+        Raises `DamagedError` if the folder does not hold exactly the manifest's files in their sizes, and
+        `AlreadyExistsError` if the name was taken meanwhile and the staging area was not opened to replace. What was
+        stored before is then still there.
         """
 
     def discard(self) -> None:
@@ -138,13 +140,13 @@ class WeightStore(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """The address that `open_store` opens this store by."""
+        """The address that `open_store` opens this store by, in any process."""
 
     @abstractmethod
     def list(self) -> Listing:
         """The sealed pipelines, and those that cannot be read, with the reason: they hide none of the others.
 
-        Folders without a manifest are left out.
+        Both are sorted by name. A store that was never written to is empty. Folders without a manifest are left out.
         """
 
     @abstractmethod
@@ -164,11 +166,17 @@ class WeightStore(ABC):
 
     @abstractmethod
     def local_path(self, name: str) -> Path:
-        """A readable folder with the pipeline `name`. A remote store downloads it first."""
+        """A readable folder with the pipeline and its `wanstore.json`. It is called `name` too.
+
+        A remote store downloads it first. A copy that is kept has to follow when the pipeline is replaced.
+        """
 
     @abstractmethod
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
-        """Hash every file again, and name each one that is damaged, missing or extra."""
+        """Hash every file again, and name each one that is damaged, missing or extra, sorted.
+
+        Raises `DamagedError` if the manifest cannot be read.
+        """
 
     @abstractmethod
     def delete(self, name: str) -> None:
