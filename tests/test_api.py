@@ -400,6 +400,55 @@ def test_load_takes_a_name_in_a_store_or_one_address(tiny_fp32: Path, store: Loc
         wanstore.load("nothing", store=store)
 
 
+def test_the_environment_names_the_store_of_a_name_alone(
+    tiny_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For setup, open_store and load, sealed or not. An address that says where to look is taken at its word."""
+    monkeypatch.setenv("WANSTORE_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    manifest = wanstore.setup(str(tiny_fp32), name="w")
+    assert wanstore.open_store().manifest("w") == manifest
+    for sealed in (True, False):
+        pipe = wanstore.load("w", device="cpu", weights="deferred", sealed=sealed)
+        assert pipe.load_report.folder == str(tmp_path / "store/w")
+    with pytest.raises(NotFoundError, match="no pipeline 'w' in"):
+        wanstore.load("./w")
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_without_a_store_the_variable_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    """One that is empty counts as not set. The current folder is still a store for what is in it."""
+    monkeypatch.delenv("WANSTORE_STORE", raising=False) if value is None else monkeypatch.setenv(
+        "WANSTORE_STORE", value
+    )
+    monkeypatch.chdir(tmp_path)
+    calls: list[Any] = [wanstore.open_store, lambda: wanstore.setup("."), lambda: wanstore.load("w")]
+    for call in calls:
+        with pytest.raises(WanstoreError, match="set WANSTORE_STORE"):
+            call()
+    (tmp_path / "w").mkdir()
+    with pytest.raises(NotFoundError, match="no pipeline 'w' in"):
+        wanstore.load("w")
+
+
+@pytest.mark.parametrize("empty", ["", "file://"])
+def test_an_empty_store_is_refused(tmp_path: Path, empty: str) -> None:
+    """An unset variable of a script would otherwise mean the current folder."""
+    calls: list[Any] = [wanstore.open_store, lambda s: wanstore.load("w", store=s), lambda s: wanstore.setup(".", s)]
+    for call in calls:
+        with pytest.raises(NotSupportedError, match="store's address is empty"):
+            call(empty)
+
+
+@pytest.mark.parametrize("store", [None, "/anywhere"])
+def test_a_repo_of_the_hub_is_not_loaded_but_set_up(store: str | None) -> None:
+    """The error has the command."""
+    with pytest.raises(NotFoundError, match=r"wanstore setup Wan-AI/Wan2\.1-T2V-1.3B-Diffusers --store STORE"):
+        wanstore.load("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", store=store)
+
+
 def test_load_takes_an_unsealed_folder_by_the_same_addresses(tiny_fp16: Path, tmp_path: Path) -> None:
     """And says how, where a manifest is missing."""
     root = copy_of(tiny_fp16, tmp_path / "w").parent

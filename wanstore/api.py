@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,12 +23,12 @@ from wanstore._setup import (
     what_to_do,
 )
 from wanstore.choices import AttentionBackend, CompileMode, ComponentName, DtypeName, MemoryMode, WeightsMode
-from wanstore.errors import NotSupportedError, WanstoreError
+from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Converter, Progress, Quiet, WeightStore
 from wanstore.manifest import Manifest
 from wanstore.recipes import model_in, model_of
 from wanstore.stores import open_store
-from wanstore.stores._names import check_name, split_address
+from wanstore.stores._names import STORE_VARIABLE, check_name, split_address
 
 if TYPE_CHECKING:
     import diffusers
@@ -39,11 +41,12 @@ if TYPE_CHECKING:
     from wanstore.presets import Preset
 
 _MADE_WITH = ("wanstore", "torch", "safetensors", "huggingface_hub", "numpy")
+_HUB_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def setup(
     source: str,
-    store: WeightStore | str | Path,
+    store: WeightStore | str | Path | None = None,
     *,
     name: str = "wan2.1-fp16",
     revision: str | None = None,
@@ -67,7 +70,7 @@ def setup(
 
     Args:
         source: a Hub repo in the Diffusers layout, as `OWNER/NAME`, or a folder of that layout.
-        store: a store, or the path or URL of one.
+        store: a store, or the path or URL of one; by default the one that the variable `WANSTORE_STORE` names.
         name: what the store calls the pipeline.
         revision: a branch, tag or commit of the repo; `main` by default.
         replace: replace a stored pipeline of that name in one step. One of the same recipe is verified, and made again
@@ -133,7 +136,7 @@ def setup(
 
 def plan_setup(
     source: str,
-    store: WeightStore | str | Path,
+    store: WeightStore | str | Path | None = None,
     *,
     name: str = "wan2.1-fp16",
     revision: str | None = None,
@@ -271,7 +274,8 @@ def load(
     Args:
         address: the name of a pipeline in `store`, or, without one, an address such as `modal://volume/name` or
             `folder/name`.
-        store: a store, or the path or URL of one.
+        store: a store, or the path or URL of one. For a name alone it is by default the one that the variable
+            `WANSTORE_STORE` names, or else the current folder.
         device: where the pipeline goes: "cuda" where there is one, else "cpu". None or "cpu" when deferred.
         weights: "resident" reads them now, "deferred" leaves them to `activate`.
         dtype: "float16" or "float32" (or torch's own) by component. `{"vae": "float32"}` widens the VAE's weights on
@@ -520,15 +524,43 @@ def bench(
     return benchmarker.run(chosen, progress=progress)
 
 
-def _as_store(store: WeightStore | str | Path) -> WeightStore:
+def _as_store(store: WeightStore | str | Path | None) -> WeightStore:
     return store if isinstance(store, WeightStore) else open_store(store)
 
 
 def _place_of(address: str | Path, store: WeightStore | str | Path | None) -> tuple[WeightStore, str]:
     """The store and name of a pipeline: `address` is its name in `store`, or says both."""
+    text = str(address)
     if store is None:
-        store, address = split_address(str(address))
-    return _as_store(store), str(address)
+        store = _store_of_names(text)
+    elif _HUB_REPO.fullmatch(text):
+        raise _not_stored(text)
+    if store is None:
+        store, text = split_address(text)
+    return _as_store(store), text
+
+
+def _store_of_names(address: str) -> str | None:
+    """The store that `WANSTORE_STORE` names if `address` is a name alone; None if the address says where to look.
+
+    Raises `NotFoundError` for a name that no store is there for, and for what looks like a repo of the Hub.
+    """
+    if "/" not in address:
+        store = os.environ.get(STORE_VARIABLE)
+        if not (store or os.path.exists(address)):  # noqa: PTH110 - Path's own raises where a name is too long
+            raise NotFoundError(
+                f"There is no {address!r} in the current folder", f"Name its store, or set {STORE_VARIABLE}"
+            )
+        return store or None
+    if _HUB_REPO.fullmatch(address) and not Path(address).parent.exists():
+        raise _not_stored(address)
+    return None
+
+
+def _not_stored(repo: str) -> NotFoundError:
+    return NotFoundError(
+        f"There is no pipeline {repo} here", f"If it is a Hub repo, store it first: wanstore setup {repo} --store STORE"
+    )
 
 
 def _presets(wanted: Sequence[Preset | str] | None, model: str = "") -> list[Preset]:
@@ -544,6 +576,8 @@ def _unsealed_folder(address: str | Path, store: WeightStore | str | Path | None
     """The folder that a name in a store on this machine, or an address alone, stands for."""
     from wanstore.stores.local import LocalStore
 
+    if store is None:
+        store = _store_of_names(str(address))
     root = _as_store(address if store is None else store)
     if not isinstance(root, LocalStore):
         raise NotSupportedError("Only a folder on this machine can be loaded without a manifest", "Name a folder")

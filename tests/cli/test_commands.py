@@ -124,6 +124,14 @@ def test_the_store_may_come_from_the_environment(store: Path) -> None:
     assert "w" in wanstore("list", WANSTORE_STORE=str(store)).stdout
 
 
+def test_a_missing_store_is_wrong_usage_that_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was done."""
+    monkeypatch.delenv("WANSTORE_STORE", raising=False)
+    for command in (["list"], ["verify", "w"], ["doctor", "w"]):
+        run = in_here(*command)
+        assert run.exit_code == 2 and "WANSTORE_STORE" in run.stderr
+
+
 def test_show_says_how_clips_are_made(store: Path) -> None:
     """By the model that was noted, and which recipe it is where none was."""
     shown = " ".join(in_here("show", "w", "--store", store).stdout.split())

@@ -344,7 +344,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
     from wanstore.cli._doctor import examine, plan_memory
 
     if name is not None and not store_url:
-        raise click.UsageError("NAME needs --store")
+        raise click.UsageError("NAME needs --store, or WANSTORE_STORE")
     if not (preset and name is not None) and (preset or memory_gib or dtype):
         raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
     store = None if name is None else open_store_at(str(store_url))

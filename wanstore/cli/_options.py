@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wanstore.interfaces import WeightStore
     from wanstore.presets import Preset
 
-_STORE_HELP = "A folder, modal://VOLUME, s3://BUCKET or another URL; WANSTORE_STORE if left out."
+_STORE_HELP = "A folder, modal://VOLUME, s3://BUCKET or another URL.  [default: WANSTORE_STORE]"
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
@@ -50,9 +50,7 @@ class FiniteRange(click.FloatRange):
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--store`."""
-    option = click.option(
-        "--store", "store_url", required=True, envvar="WANSTORE_STORE", callback=filled, help=_STORE_HELP
-    )
+    option = click.option("--store", "store_url", envvar="WANSTORE_STORE", callback=_store, help=_STORE_HELP)
     return option(function)
 
 
@@ -145,6 +143,12 @@ def _by_component(context: click.Context, parameter: click.Parameter, options: S
         except NotSupportedError as error:
             raise click.BadParameter(str(error)) from error
     return dtypes
+
+
+def _store(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        raise click.UsageError("No store is named. Use --store, or set WANSTORE_STORE.")
+    return filled(context, parameter, value)
 
 
 def _device(_context: click.Context, _parameter: click.Parameter, device: str | None) -> str | None:

@@ -6,6 +6,9 @@ import re
 
 from wanstore.errors import InvalidNameError
 
+STORE_VARIABLE = "WANSTORE_STORE"
+"""The environment variable with the store of whoever names none; empty is as if it were not set."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
