@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -275,6 +278,17 @@ def test_a_load_leaves_random_generators_alone(tiny_sealed: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_the_log_has_one_line_for_each_half(tiny_sealed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What, where, how long, and what bound it. Whoever asks for less than INFO sees nothing."""
+    caplog.set_level(logging.INFO, "wanstore")
+    pipe: Any = load(tiny_sealed, weights="deferred")
+    activate(pipe, "cpu")
+    load(tiny_sealed, device="cpu")
+    told = [record.message for record in caplog.records if record.name == "wanstore"]
+    for line, done in zip(told, ("prepared", "activated on cpu", "loaded on cpu"), strict=True):
+        assert re.fullmatch(rf"{tiny_sealed.name}: {done} in \d+\.\d\d s, bound by [a-z ]+", line)
+
+
 # --- the attention backend
 
 
@@ -309,6 +323,17 @@ def test_a_backend_that_is_not_installed_falls_back_with_the_reason(tiny_sealed:
 
     pipe = load(tiny_sealed, device="cpu")
     assert "xformers" in use_backend(pipe, "xformers", torch.device("cuda")).lower()
+
+
+def test_a_fallback_on_a_gpu_is_a_warning_in_the_log(tiny_sealed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """On a CPU it is none: a pipeline may be prepared there, for a GPU."""
+    from wanstore.loading._activate import apply_attention
+
+    transformer = load(tiny_sealed, device="cpu", attention="xformers").transformer
+    assert [record.message for record in caplog.records if record.name == "wanstore"] == []
+    apply_attention(SimpleNamespace(transformer=transformer, device=torch.device("cuda")), "xformers")
+    (told,) = [record for record in caplog.records if record.name == "wanstore"]
+    assert told.levelname == "WARNING" and told.message.startswith("attention native, not xformers: ")
 
 
 @pytest.mark.gpu

@@ -174,10 +174,14 @@ def test_what_is_stale_or_altered_is_ignored_with_a_reason(
     assert pipe._functions is None and torch.equal(latent(pipe), latent(eager))
 
 
-def test_where_none_are_stored_the_compiler_is_not_even_imported(tiny_sealed: Path) -> None:
-    """The endpoint always asks: it costs nothing where there is nothing."""
+def test_where_none_are_stored_the_compiler_is_not_even_imported(
+    tiny_sealed: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The endpoint always asks: it costs nothing where there is nothing, but a warning in the log."""
     pipe = wanstore.load(tiny_sealed, device="cpu", compile="cached")
     assert pipe.load_report.compiled and pipe.load_report.compiled.reason == "none are stored"
+    told = [(record.levelname, record.message) for record in caplog.records if record.name == "wanstore"]
+    assert told == [("WARNING", f"{tiny_sealed.name}: no compiled blocks: none are stored")]
     with pytest.raises(KeyError):
         pipe.load_report.phase("compiler")
 

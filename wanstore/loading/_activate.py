@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import sys
@@ -31,6 +32,7 @@ from wanstore.memory._origin import Origin
 from wanstore.transfer._device import pick_device
 from wanstore.transfer._from_memory import MemoryTransfer
 
+_LOG = logging.getLogger("wanstore")
 _ACTIVATING = threading.Lock()
 
 
@@ -66,7 +68,9 @@ def _activate(pipe: WanPipeline, device: str | torch.device | None, progress: Pr
             _move(models, ready, clock)
     done = make_ready(pipe, clock)
     pipe._deferred = False
-    pipe.activation_report = clock.report(str(origin.folder), str(pipe.device), done)
+    pipe.activation_report = report = clock.report(str(origin.folder), str(pipe.device), done)
+    told = "%s: activated on %s in %.2f s, bound by %s"
+    _LOG.info(told, origin.folder.name, report.device, report.seconds, report.bound_by)
     pipe.load_report = attrs.evolve(
         pipe.load_report,
         attention=done.attention or pipe.load_report.attention,
@@ -112,6 +116,8 @@ def make_ready(pipe: WanPipeline, clock: PhaseClock) -> Ready:
         if origin.compile != "off":
             with clock.phase("compile"):
                 compiled = apply_functions(pipe, attention.used if attention else NATIVE)
+            if not compiled.used:
+                _LOG.warning("%s: %s", origin.folder.name, compiled)
         pipe._ready_on = device
         ready = Ready(attention if origin.attention else None, compiled)
     if origin.offloads_on(device.type):
@@ -130,7 +136,10 @@ def reseed() -> None:
 def apply_attention(pipe: Any, backend: str) -> Attention:
     """Have the pipeline use `backend` where it works on its device, else the native one; which it is, and why."""
     reason = use_backend(pipe, backend, pipe.device)
-    return Attention(backend, NATIVE if reason else backend, reason)
+    attention = Attention(backend, NATIVE if reason else backend, reason)
+    if reason and pipe.device.type == "cuda":  # elsewhere there is no other than the native one
+        _LOG.warning("%s", attention)
+    return attention
 
 
 def apply_functions(pipe: Any, attention: str) -> Compiled:

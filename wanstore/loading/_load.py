@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from wanstore.loading._pipeline import WanPipeline
+
+_LOG = logging.getLogger("wanstore")
 
 LIBRARIES = (
     "wanstore.building._skeleton",
@@ -92,7 +95,9 @@ def load_folder(
     pipe._origin, pipe._deferred = origin, transfer is None
     applied = make_ready(pipe, clock) if transfer else None
     resolve_imported()
-    pipe.load_report = clock.report(str(folder), str(pipe.device), applied)
+    pipe.load_report = report = clock.report(str(folder), str(pipe.device), applied)
+    done = f"loaded on {report.device}" if transfer else "prepared"
+    _LOG.info("%s: %s in %.2f s, bound by %s", folder.name, done, report.seconds, report.bound_by)
     return pipe
 
 

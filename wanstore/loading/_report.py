@@ -48,8 +48,13 @@ class Compiled:
     as_they_come: bool = False
     reason: str = ""
 
+    @property
+    def used(self) -> bool:
+        """Whether any blocks run compiled, or may come to."""
+        return bool(self.shapes) or self.as_they_come
+
     def __str__(self) -> str:
-        if not (self.shapes or self.as_they_come):
+        if not self.used:
             return f"no compiled blocks: {self.reason}"
         sizes = [f"for {', '.join(self.shapes)} tokens"] if self.shapes else []
         return f"blocks compiled {', others '.join([*sizes, *(['as they come'] if self.as_they_come else [])])}"
