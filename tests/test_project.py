@@ -95,6 +95,13 @@ def test_readme_shows_both_first_commands() -> None:
     assert any(line.startswith("make test") for line in first_screen)
 
 
+def test_every_variable_that_the_package_reads_is_in_the_table() -> None:
+    """One page has them all, and no other."""
+    sources = "\n".join(path.read_text() for path in Path(wanstore.__file__).parent.rglob("*.py"))
+    table = re.findall(r"^\| `(WANSTORE_[A-Z_]+)` \|", (ROOT / "docs/cli.md").read_text(), flags=re.MULTILINE)
+    assert sorted(table) == sorted(set(re.findall(r"WANSTORE_[A-Z_]+", sources)))
+
+
 def test_links_between_the_repository_pages_lead_somewhere() -> None:
     """A link in README or CONTRIBUTING names a file that is there, also one by the repository's address."""
     for page in PAGES[:2]:

@@ -27,6 +27,7 @@ from wanstore.cli._options import (
     presets_option,
     print_json,
     store_option,
+    stored_names,
 )
 from wanstore.errors import NotSupportedError, WanstoreError, without_secrets
 
@@ -40,7 +41,7 @@ _OWN = "process"
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=stored_names)
 @store_option
 @click.option("--benchmarker", default=_OWN, show_default=True,
               help="process, each preset in its own, or the name of an installed benchmarker.")  # fmt: skip

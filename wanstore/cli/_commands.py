@@ -22,13 +22,16 @@ from wanstore.cli._options import (
     device_option,
     dtype_option,
     filled,
+    folders,
     json_option,
     key_values,
     memory_option,
     open_store_at,
+    preset_names,
     preset_option,
     print_json,
     store_option,
+    stored_names,
 )
 from wanstore.errors import NotFoundError, without_secrets
 
@@ -50,12 +53,13 @@ def main() -> None:
     Environment variables:
       WANSTORE_STORE           the store, if --store is left out
       WANSTORE_CACHE           where downloads from remote stores are kept
+      WANSTORE_MODAL_MOUNTS    where Modal Volumes are mounted, as VOLUME=/folder
       WANSTORE_PLAIN_IMPORTS   1 turns deferred imports off
     """
 
 
 @main.command()
-@click.argument("source", callback=filled)
+@click.argument("source", callback=filled, shell_complete=folders)
 @store_option
 @click.option("--name", default="wan2.1-fp16", show_default=True, help="The pipeline's name in the store.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repo.  [default: main]")
@@ -145,7 +149,7 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", shell_complete=stored_names)
 @store_option
 @click.option("--tensors", is_flag=True, help="Also show what the conversion did to each tensor.")
 @json_option
@@ -177,7 +181,7 @@ def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", shell_complete=stored_names)
 @store_option
 @json_option
 def verify(name: str, store_url: str, as_json: bool) -> None:
@@ -210,9 +214,9 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("name")
-@click.option("--from", "source", required=True, callback=filled, help="The store that has it.")
-@click.option("--to", "target", required=True, callback=filled, help="The store that gets it.")
+@click.argument("name", shell_complete=stored_names)
+@click.option("--from", "source", required=True, callback=filled, shell_complete=folders, help="The store that has it.")
+@click.option("--to", "target", required=True, callback=filled, shell_complete=folders, help="The store that gets it.")
 @click.option("--replace", is_flag=True, help="Replace another pipeline of that name in one step.")
 @json_option
 def copy(name: str, source: str, target: str, replace: bool, as_json: bool) -> None:
@@ -238,7 +242,7 @@ def copy(name: str, source: str, target: str, replace: bool, as_json: bool) -> N
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", shell_complete=stored_names)
 @store_option
 @json_option
 def delete(name: str, store_url: str, as_json: bool) -> None:
@@ -257,10 +261,11 @@ def delete(name: str, store_url: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", shell_complete=stored_names)
 @store_option
 @click.option("--prompt", required=True, help="What the clip shows.")
-@click.option("--preset", "preset_name", default="480p/3s", show_default=True, help="Resolution and duration.")
+@click.option("--preset", "preset_name", default="480p/3s", show_default=True, shell_complete=preset_names,
+              help="Resolution and duration.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), help="Number of denoising steps.  [default: the model's]")
 @clip_options
 @click.option("--seed", type=click.IntRange(-(2**63), 2**64 - 1), default=0, show_default=True,
@@ -323,8 +328,9 @@ main.add_command(bench)
 
 
 @main.command()
-@click.argument("name", required=False)
-@click.option("--store", "store_url", envvar="WANSTORE_STORE", callback=filled, help="The store that holds NAME.")
+@click.argument("name", required=False, shell_complete=stored_names)
+@click.option("--store", "store_url", envvar="WANSTORE_STORE", callback=filled, shell_complete=folders,
+              help="The store that holds NAME.")  # fmt: skip
 @click.option("--folder", type=FilledPath(path_type=Path, file_okay=False, exists=True), default=".",
               help="Where to measure the disk.  [default: the current folder]")  # fmt: skip
 @preset_option(help="Only show the memory plan of NAME for such a clip.")

@@ -17,12 +17,13 @@ from wanstore.cli._options import (
     presets_option,
     size_options,
     store_option,
+    stored_names,
 )
 from wanstore.errors import WanstoreError, without_secrets
 
 
 @click.command("compile")
-@click.argument("name")
+@click.argument("name", shell_complete=stored_names)
 @store_option
 @presets_option
 @size_options

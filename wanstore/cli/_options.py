@@ -6,13 +6,15 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from wanstore.choices import CompileMode, MemoryMode
-from wanstore.errors import NotFoundError, NotSupportedError
+from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
 
 if TYPE_CHECKING:
     from wanstore.interfaces import WeightStore
@@ -48,9 +50,38 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def folders(_context: click.Context, _parameter: click.Parameter, typed: str) -> list[CompletionItem]:
+    """For the shell to complete: folders, where a store or a source is wanted."""
+    return [CompletionItem(typed, type="dir")]
+
+
+def stored_names(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    """For the shell to complete: pipelines in the store that the line, or WANSTORE_STORE, names so far."""
+    from wanstore.building._artifacts import is_compiled
+
+    url = context.params.get("store_url") or context.params.get("source")
+    with suppress(WanstoreError, OSError):
+        stored = open_store_at(url).list().pipelines
+        return [one.name for one in stored if one.name.startswith(typed) and not is_compiled(one)]
+    return []
+
+
+def preset_names(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
+    """For the shell to complete: presets, each after the last comma."""
+    from wanstore.presets import load_presets
+
+    before, comma, begun = typed.rpartition(",")
+    with suppress(WanstoreError):
+        presets = load_presets(context.params.get("presets_file"))
+        return [f"{before}{comma}{name}" for name in presets if name.startswith(begun)]
+    return []
+
+
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--store`."""
-    option = click.option("--store", "store_url", envvar="WANSTORE_STORE", callback=_store, help=_STORE_HELP)
+    option = click.option(
+        "--store", "store_url", envvar="WANSTORE_STORE", callback=_store, shell_complete=folders, help=_STORE_HELP
+    )
     return option(function)
 
 
@@ -62,13 +93,13 @@ def device_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def preset_option(**settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--preset`, as a `Preset`."""
-    return click.option("--preset", callback=_preset, **settings)
+    return click.option("--preset", callback=_preset, shell_complete=preset_names, **settings)
 
 
 def presets_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--presets`, for `named_presets`."""
     text = "Preset names, separated by commas.  [default: all]"
-    return click.option("--presets", "wanted", help=text)(function)
+    return click.option("--presets", "wanted", shell_complete=preset_names, help=text)(function)
 
 
 def compile_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,7 +199,7 @@ def _preset(_context: click.Context, _parameter: click.Parameter, name: str | No
         raise click.BadParameter(str(error)) from error
 
 
-def open_store_at(url: str) -> WeightStore:
+def open_store_at(url: str | None) -> WeightStore:
     """The store at `url`; what opens it is imported only now."""
     from wanstore.stores import open_store
 
