@@ -11,6 +11,7 @@ import pytest
 
 import wanstore
 from wanstore._setup import make_converter
+from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.cli import main
 from wanstore.errors import InvalidNameError, NotSupportedError
 from wanstore.testing.manifests import seal_as_is
@@ -185,6 +186,19 @@ def test_bench_runs_the_benchmarker_of_another_package(install: Install, run: Ru
     assert [row["preset"]["name"] for row in document["rows"]] == ["480p/5s", "480p/3s"]
     assert json.loads(run(*bench, "--presets", "480p/5s,480p/3s", "--json")[1]) == document
     assert not (tmp_path / "page.md").exists()
+
+
+def test_bench_with_another_benchmarker_spares_a_report_of_wanstores_own(
+    install: Install, run: Run, store: Path, tmp_path: Path
+) -> None:
+    """Unless it is asked to replace it. Its own report it replaces."""
+    install(QUICK, ENTRY)
+    (tmp_path / "page.json").write_text(BenchmarkReport(Environment("NVIDIA L4", 22.0, "long ago"), ()).to_json())
+    bench = ("bench", "w", "--store", store, "--benchmarker", "quick", "--out", tmp_path / "page.md")
+    status, _, errors = run(*bench)
+    assert status == 1 and "page.json would be lost: it is of NVIDIA L4" in errors
+    assert run(*bench, "--replace-page")[0] == run(*bench)[0] == 0
+    assert "NVIDIA L4" not in (tmp_path / "page.json").read_text()
 
 
 def test_bench_without_a_preset_that_worked_has_failed(install: Install, run: Run, store: Path, tmp_path: Path) -> None:

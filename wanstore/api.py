@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import attrs
+
 from wanstore._installed import versions
 from wanstore._setup import (
     SetupPlan,
@@ -446,6 +448,7 @@ def bench(
     keep_clips: Path | None = None,
     reference: Path | None = None,
     fresh: bool = False,
+    replace_page: bool = False,
     command: str = "",
     progress: Progress | None = None,
 ) -> BenchmarkReport:
@@ -479,11 +482,13 @@ def bench(
         keep_clips: save each preset's last clip in this folder.
         reference: a folder of clips kept by an earlier run, to compare with.
         fresh: measure again what a stopped run has measured.
+        replace_page: the page may take the place of one of another device, memory limit or other weights.
         command: the command line to show on the page.
         progress: receives progress updates.
 
     Raises:
         NotFoundError: there is no such pipeline or preset.
+        AlreadyExistsError: the page is of another device, memory limit or other weights, and not `replace_page`.
         AccessError: the page or the clips cannot be written where they should go.
         NotSupportedError: arguments that exclude each other, or a device or backend that is not there.
         DamagedError: the stored pipeline is damaged.
@@ -496,13 +501,6 @@ def bench(
     place, name = _place_of(address, store)
     folder = place.local_path(name)
     chosen = _presets(presets, model_in(folder))
-    if compile == "on":
-        made = make_functions(
-            place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention,
-            progress=progress or Quiet(),
-        )  # fmt: skip
-    asked = made.made_for["attention"] if compile == "on" else attention
-    functions = None if compile == "off" else functions_of(place, name)
     benchmarker = ProcessBenchmarker(
         folder,
         device=device,
@@ -512,15 +510,24 @@ def bench(
         memory_gib=memory_gib,
         dtype=dtype,
         memory=memory,
-        attention=asked,
-        functions=functions,
+        attention=attention,
+        functions=None if compile == "off" else functions_of(place, name),
         timeout_seconds=timeout_seconds,
         report=report,
         keep_clips=keep_clips,
         reference=reference,
         fresh=fresh,
+        replace_page=replace_page,
         command=command,
     )
+    if compile == "on":
+        benchmarker.check()  # before minutes of compilation
+        made = make_functions(
+            place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention,
+            progress=progress or Quiet(),
+        )  # fmt: skip
+        asked = made.made_for["attention"]
+        benchmarker = attrs.evolve(benchmarker, attention=asked, functions=functions_of(place, name))
     return benchmarker.run(chosen, progress=progress)
 
 

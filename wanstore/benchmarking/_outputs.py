@@ -5,7 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from wanstore.errors import AccessError, NotSupportedError
+from wanstore.benchmarking.report import BenchmarkReport, Environment
+from wanstore.errors import AccessError, AlreadyExistsError, NotSupportedError, WanstoreError
 
 
 def check_page(path: Path) -> None:
@@ -19,6 +20,33 @@ def check_page(path: Path) -> None:
             f"A page can't be {path}, where its JSON goes", "Name the page something like report.md"
         )
     check_writable(path.parent, path, beside)
+
+
+def check_replaces(page: Path, environment: Environment | None) -> None:
+    """Raise `AlreadyExistsError` if the JSON beside `page` has another device, memory limit or weights.
+
+    Figures of hours on a rented GPU are not to be lost to a try-out. `environment` is None for the report of another
+    package's benchmarker, which has no page: it may replace one of its own kind.
+    """
+    beside = page.with_suffix(".json")
+    try:
+        old = BenchmarkReport.from_json(beside.read_bytes()).environment
+    except FileNotFoundError:
+        return
+    except WanstoreError:
+        old = None
+    if _measured_on(old) != _measured_on(environment):
+        raise AlreadyExistsError(
+            f"{beside} would be lost: it is of {_measured_on(old) or 'another program'}",
+            "Name another page with --out, or replace this one with --replace-page",
+        )
+
+
+def _measured_on(environment: Environment | None) -> str:
+    if environment is None:
+        return ""
+    cap = environment.memory_cap_gib
+    return f"{environment.device}{f' held to {cap:g} GiB' if cap else ''}, {environment.weights}"
 
 
 def check_writable(folder: Path, *files: Path) -> None:

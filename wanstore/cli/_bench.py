@@ -71,6 +71,8 @@ _OWN = "process"
 @click.option("--reference", type=click.Path(path_type=Path, exists=True, file_okay=False),
               help="A folder of clips kept by an earlier run to compare with.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Measure again what a stopped run has measured.")
+@click.option("--replace-page", is_flag=True,
+              help="Let the page take the place of another device's, or of other weights'.")  # fmt: skip
 @json_option
 def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, presets_file: Path | None,
           steps: Sequence[str], size: str | None, frames: int | None, guidance_scale: float | None,
@@ -135,12 +137,14 @@ def _run_installed(
 ) -> Report:
     """The report of a benchmarker that another package registers, made with the options that were given."""
     from wanstore._installed import make_backend
-    from wanstore.benchmarking._outputs import check_page
+    from wanstore.benchmarking._outputs import check_page, check_replaces
     from wanstore.interfaces import Benchmarker
 
     context = click.get_current_context()
     given = {key: how[key] for key in how if context.get_parameter_source(key) is ParameterSource.COMMANDLINE}
     check_page(out)
+    if not given.pop("replace_page", False):
+        check_replaces(out, None)
     folder = open_store_at(store_url).local_path(name)
     own = {_OWN: "wanstore.benchmarking.run:ProcessBenchmarker"}
     found = make_backend(Benchmarker, "benchmarker", benchmarker, own, lambda make: make(folder, **given))

@@ -14,10 +14,11 @@ import pytest
 
 import wanstore
 from wanstore.benchmarking.measure._reference_clips import hash_clip, save_clip
+from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.benchmarking.rows import BenchmarkRow
 from wanstore.benchmarking.run._process_benchmarker import ALL, ProcessBenchmarker, step_weight
 from wanstore.choices import ComponentName, DtypeName
-from wanstore.errors import AccessError, NotFoundError, NotSupportedError, WanstoreError
+from wanstore.errors import AccessError, AlreadyExistsError, NotFoundError, NotSupportedError, WanstoreError
 from wanstore.presets import PRESETS, Preset
 from wanstore.testing import BenchmarkerTests
 
@@ -220,6 +221,37 @@ def test_outputs_that_are_there_are_left_as_they_are_until_there_are_new_ones(
     with pytest.raises(ZeroDivisionError):
         ProcessBenchmarker(sealed, "cpu", report=page).run([FIRST])
     assert page.read_text() == "the last one" and list(tmp_path.iterdir()) == [page]
+
+
+@pytest.mark.parametrize("change", [{"device": "NVIDIA L4"}, {"memory_cap_gib": 22.0}, {"weights": "w: other/model"}])
+def test_a_page_of_another_measurement_is_replaced_only_if_asked(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    """Its figures may have taken hours. One of the same device, limit and weights is replaced."""
+    machine = Environment("cpu", 1.0, "today")
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: machine)
+    benchmarker = ProcessBenchmarker(sealed, "cpu", report=tmp_path / "page.md")
+    _, environment = benchmarker.check()
+    old = tmp_path / "page.json"
+    old.write_text(BenchmarkReport(attrs.evolve(environment, measured_at="long ago"), ()).to_json())
+    benchmarker.check()
+    old.write_text(BenchmarkReport(attrs.evolve(environment, **change), ()).to_json())
+    with pytest.raises(
+        AlreadyExistsError, match=r"page\.json would be lost: it is of .*--out.*--replace-page"
+    ) as refused:
+        benchmarker.run([FIRST])
+    assert all(str(value).removesuffix(".0") in str(refused.value) for value in change.values())
+    attrs.evolve(benchmarker, replace_page=True).check()
+
+
+def test_a_json_that_is_no_report_is_not_replaced(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page called package.md is not to cost a package.json."""
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: Environment("cpu", 1.0, "today"))
+    (tmp_path / "package.json").write_text("{}")
+    with pytest.raises(AlreadyExistsError, match="of another program"):
+        ProcessBenchmarker(sealed, "cpu", report=tmp_path / "package.md").check()
 
 
 def test_the_time_left_knows_that_large_clips_take_longer() -> None:

@@ -12,7 +12,7 @@ import attrs
 
 from wanstore._formats._json import digest_of, from_json, to_json
 from wanstore._workers import Workers
-from wanstore.benchmarking._outputs import check_page, check_writable
+from wanstore.benchmarking._outputs import check_page, check_replaces, check_writable
 from wanstore.benchmarking.measure._pipeline_benchmarker import COMPARED_STEPS, WARM_UP_STEPS, steps_run
 from wanstore.benchmarking.measure._reference_clips import hash_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
@@ -46,7 +46,8 @@ class ProcessBenchmarker(Benchmarker):
 
     With a `report` path, pictures go into `assets/STEM` beside it, and rows are saved as they come in
     `STEM.partial.json`. A stopped run finds them there and measures what is missing, as long as everything that the
-    figures depend on is the same. Timeouts and crashes are tried again. `fresh` measures everything again.
+    figures depend on is the same. Timeouts and crashes are tried again. `fresh` measures everything again. A report of
+    another device, memory limit or other weights is not replaced there, but by `replace_page`.
 
     Each preset's last clip is saved in the folder `keep_clips`; a preset of a stopped run whose clip is not there is
     measured again. With `reference`, a folder that another run has kept its clips in, rows say how much they differ.
@@ -67,6 +68,7 @@ class ProcessBenchmarker(Benchmarker):
     keep_clips: Path | None = None
     reference: Path | None = None
     fresh: bool = False
+    replace_page: bool = False
     command: str = ""
 
     def __attrs_post_init__(self) -> None:
@@ -79,30 +81,15 @@ class ProcessBenchmarker(Benchmarker):
     def run(self, presets: Sequence[Preset], *, progress: Progress | None = None) -> BenchmarkReport:
         """A row for each preset, in their order. After Ctrl-C the report holds those that there are by then.
 
-        Raises `NotFoundError` when the folder is not sealed, what `check_page` raises when the report or clips can't be
-        written where they should be, and what `wanstore.load` raises when no preset could be loaded: damage, or a
-        device or attention backend that is not there.
+        Raises what `check` raises, and what `wanstore.load` raises when no preset could be loaded: damage, or a device
+        or attention backend that is not there.
         """
         progress = progress or Quiet()
-        manifest = read_manifest(self.folder)
-        if manifest is None:
-            raise NotFoundError(f"{self.folder} holds no sealed pipeline", "Fill a store with wanstore setup")
-        if self.report:
-            check_page(self.report)
-        if self.keep_clips:
-            check_writable(self.keep_clips)
         with Workers(_WORKER) as workers:
-            return self._run(presets, manifest, workers, progress)
+            return self._run(presets, workers, progress)
 
-    def _run(
-        self, presets: Sequence[Preset], manifest: Manifest, workers: Workers, progress: Progress
-    ) -> BenchmarkReport:
-        found = self._describe(workers)
-        dtype = ", ".join(f"{component}={name}" for component, name in self.dtype.items())
-        environment = attrs.evolve(
-            found, command=self.command, weights=describe_weights(manifest), dtype=dtype, model=model_in(self.folder),
-            memory="" if self.memory == "auto" else self.memory,
-        )  # fmt: skip
+    def _run(self, presets: Sequence[Preset], workers: Workers, progress: Progress) -> BenchmarkReport:
+        manifest, environment = self._check(workers)
         keys = {preset.name: self._key(preset, manifest, environment) for preset in presets}
         saved = SavedRows(self.report and self.report.with_name(f"{self.report.stem}.partial.json"))
         saved.drop(keys[preset.name] for preset in presets if self.fresh or self._lacks_clip(preset, keys, saved))
@@ -122,6 +109,34 @@ class ProcessBenchmarker(Benchmarker):
         if all(saved.get(key) for key in keys.values()):
             saved.drop(keys.values())  # there is nothing left to resume
         return BenchmarkReport(environment, tuple(rows[p.name] for p in presets if p.name in rows))
+
+    def check(self) -> None:
+        """What `run` checks first, to be asked before other long work.
+
+        Raises `NotFoundError` when the folder is not sealed, `AlreadyExistsError` when a report of something else would
+        be lost, and what `check_page` raises when the report or clips can't be written where they should be.
+        """
+        with Workers(_WORKER) as workers:
+            self._check(workers)
+
+    def _check(self, workers: Workers) -> tuple[Manifest, Environment]:
+        """The pipeline that will be measured, and on what; see `check`."""
+        manifest = read_manifest(self.folder)
+        if manifest is None:
+            raise NotFoundError(f"{self.folder} holds no sealed pipeline", "Fill a store with wanstore setup")
+        if self.report:
+            check_page(self.report)
+        if self.keep_clips:
+            check_writable(self.keep_clips)
+        found = self._describe(workers)
+        dtype = ", ".join(f"{component}={name}" for component, name in self.dtype.items())
+        environment = attrs.evolve(
+            found, command=self.command, weights=describe_weights(manifest), dtype=dtype, model=model_in(self.folder),
+            memory="" if self.memory == "auto" else self.memory,
+        )  # fmt: skip
+        if self.report and not self.replace_page:
+            check_replaces(self.report, environment)
+        return manifest, environment
 
     def _describe(self, workers: Workers) -> Environment:
         found: list[Environment] = []
