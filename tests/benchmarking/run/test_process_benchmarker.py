@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import wanstore
+from wanstore._workers import Workers
 from wanstore.benchmarking.measure._reference_clips import hash_clip, save_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.benchmarking.rows import BenchmarkRow
@@ -229,9 +230,10 @@ def test_a_page_of_another_measurement_is_replaced_only_if_asked(
 ) -> None:
     """Its figures may have taken hours. One of the same device, limit and weights is replaced."""
     machine = Environment("cpu", 1.0, "today")
-    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: machine)
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda *_: machine)
     benchmarker = ProcessBenchmarker(sealed, "cpu", report=tmp_path / "page.md")
-    _, environment = benchmarker.check()
+    with Workers("") as workers:
+        _, environment = benchmarker._check(workers)
     old = tmp_path / "page.json"
     old.write_text(BenchmarkReport(attrs.evolve(environment, measured_at="long ago"), ()).to_json())
     benchmarker.check()
@@ -248,7 +250,7 @@ def test_a_json_that_is_no_report_is_not_replaced(
     sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page called package.md is not to cost a package.json."""
-    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda _: Environment("cpu", 1.0, "today"))
+    monkeypatch.setattr(ProcessBenchmarker, "_describe", lambda *_: Environment("cpu", 1.0, "today"))
     (tmp_path / "package.json").write_text("{}")
     with pytest.raises(AlreadyExistsError, match="of another program"):
         ProcessBenchmarker(sealed, "cpu", report=tmp_path / "package.md").check()

@@ -207,6 +207,16 @@ def test_credentials_that_do_not_do_are_told_and_never_shown(
     assert "made-up-secret" not in str(caught.value) and "Signature" not in str(caught.value)
 
 
+def test_credentials_that_are_missing_are_told(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is asked for its role, and has none."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", s3.url)
+    s3.fault = lambda _, start: refuse(start, "404 Not Found", "none")
+    with pytest.raises(AccessError, match=r"no credentials for s3://bucket.*Set those"):
+        ObjectStore("s3://bucket").list()
+
+
 def test_a_service_that_is_gone_is_told(s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bucket, "_RETRY_SECONDS", datetime.timedelta(seconds=0.2))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

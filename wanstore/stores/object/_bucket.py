@@ -32,6 +32,8 @@ RETRY_DELAYS_SECONDS = (0.5, 2.0, 8.0)
 """obstore tries a request again for some seconds; these are for outages that last longer."""
 _RETRY_SECONDS = datetime.timedelta(seconds=30)
 _MESSAGE = 300
+_INSTANCE = re.compile(r"/latest/(api|meta-data)|computeMetadata|metadata/identity")
+"""Where an instance of a cloud asks for its role: what is asked when the environment has no credentials."""
 
 
 @attrs.frozen
@@ -215,6 +217,11 @@ class Bucket:
                 "Check those in the environment, such as AWS_ACCESS_KEY_ID",
             ) from error
         except exceptions.GenericError as error:
+            if _INSTANCE.search(str(error)):
+                raise AccessError(
+                    f"There are no credentials for {self.url}, and no role of this machine ({_told(error)})",
+                    "Set those of the service in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                ) from error
             if "NoSuchBucket" in str(error):
                 raise NotFoundError(f"There is no bucket for {self.url}", "Create it, or check the name") from error
             raise UnreachableError(
