@@ -248,6 +248,18 @@ def test_the_largest_file_is_converted_first(tiny_fp32: Path, tmp_path: Path) ->
     assert len(set(released)) > 2 and released == sorted(released, reverse=True)
 
 
+def test_a_plan_needs_no_torch(tmp_path: Path) -> None:
+    """Its import takes a second, in which a source can be asked for already."""
+    write_pipeline(tmp_path, shards(1, 1000))
+    code = (
+        "import sys; from pathlib import Path; from wanstore.conversion.fp16 import Fp16Converter;"
+        "from wanstore.conversion.folder import FolderSource;"
+        "Fp16Converter().plan(FolderSource(Path(sys.argv[1]))); print('torch' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert output.stdout == "False\n"
+
+
 def test_no_thread_outlives_a_conversion(tmp_path: Path) -> None:
     """Hashing and writing threads end with the call."""
     before = threading.active_count()

@@ -17,16 +17,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from wanstore._error_translation import plain_os_errors
 from wanstore._files import hash_file, sync
 from wanstore._formats._json import digest_of, to_json
 from wanstore._formats._safetensors import ITEM_BYTES
-from wanstore.conversion._copies import check_copies
-from wanstore.conversion._journal import Journal
 from wanstore.conversion._plan import make_plan
-from wanstore.conversion._stream import WrittenShard, convert_shard
 from wanstore.errors import ConversionRefusedError, NotSupportedError
 from wanstore.interfaces import ConversionPlan, Converted, Converter, OutputShard, Progress, Quiet, Source
 from wanstore.manifest import (
@@ -36,6 +33,9 @@ from wanstore.manifest import (
     FileEntry,
     TensorRecord,
 )
+
+if TYPE_CHECKING:  # it imports torch, which a plan does without
+    from wanstore.conversion._stream import WrittenShard
 
 _STORED_DTYPE = {"F64": "F16", "F32": "F16", "BF16": "F16", "F16": "F16"}
 """fp16 only: the decision that this library rests on."""
@@ -66,6 +66,8 @@ class Fp16Converter(Converter):
     def convert(
         self, plan: ConversionPlan, target: Path, *, scratch: Path | None = None, progress: Progress | None = None
     ) -> Converted:
+        from wanstore.conversion._copies import check_copies
+
         progress = progress or Quiet()
         workplace = scratch or target / ".scratch"
         with plain_os_errors(target):
@@ -83,6 +85,9 @@ class Fp16Converter(Converter):
     def _convert_shards(
         self, plan: ConversionPlan, target: Path, scratch: Path, progress: Progress
     ) -> list[WrittenShard]:
+        from wanstore.conversion._journal import Journal
+        from wanstore.conversion._stream import convert_shard
+
         plan_digest = digest_of({"plan": _fingerprint(plan), "options": self.options})
         journal = Journal(scratch / "journal.jsonl", plan_digest, progress)
         written = journal.whole_shards(plan.shards, target)
