@@ -16,14 +16,18 @@ import pytest
 from huggingface_hub import constants
 
 import wanstore
-from wanstore import _setup
+from tests.conversion.hub.fetching import Heard, wait_for
+from wanstore import _setup, api
 from wanstore.cli._terminal import plan_lines
-from wanstore.errors import AlreadyExistsError, DiskFullError, UnreachableError
-from wanstore.interfaces import Listing, Quiet
+from wanstore.errors import AlreadyExistsError, DiskFullError, SourceError, UnreachableError
+from wanstore.interfaces import ConversionPlan, Listing, Quiet
 from wanstore.stores.local import LocalStore
 from wanstore.testing.hub import Fault, LoopbackHub
 
 REPO = "Wan-AI/Tiny"
+LARGEST = "vae/diffusion_pytorch_model.safetensors"
+HEADER = "bytes=0-99999"
+"""What planning reads of a weight file."""
 
 
 @pytest.fixture
@@ -114,8 +118,69 @@ def test_a_kept_source_counts_in_the_room_that_setup_needs(
     monkeypatch.setattr(_setup, "free_bytes", lambda _: stored + 1_000_000)
     with pytest.raises(DiskFullError, match="Setup needs"):
         wanstore.setup(REPO, store, keep_source=tmp_path / "kept")
+    assert not bodies_of_the_largest(hub)
     shutil.copytree(tiny_fp32, tmp_path / "kept", dirs_exist_ok=True)
     assert wanstore.setup(REPO, store, keep_source=tmp_path / "kept").size_bytes == stored
+
+
+def bodies_of_the_largest(hub: LoopbackHub) -> list[str | None]:
+    """The ranges of the largest weight file that were asked for, but for its header."""
+    asked = [request for request in tuple(hub.requests) if request.path.startswith("/cdn/") and LARGEST in request.path]
+    return [request.range for request in asked if request.range != HEADER]
+
+
+@pytest.fixture
+def slow_check(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors are compared with the models after the largest file was asked for."""
+
+    def check(plan: ConversionPlan) -> None:
+        wait_for(lambda: bodies_of_the_largest(hub))
+        _setup.check_fits_models(plan)
+
+    monkeypatch.setattr(api, "check_fits_models", check)
+
+
+@pytest.mark.usefixtures("slow_check")
+def test_the_largest_file_comes_while_the_source_is_checked(hub: LoopbackHub, store: LocalStore) -> None:
+    """It is fetched once all the same, after the small files, and before the conversion begins."""
+    heard = Heard()
+    wanstore.setup(REPO, store, name="w", progress=heard)
+    assert store.verify("w").ok and len(bodies_of_the_largest(hub)) == 1
+    tasks = list(heard.totals)
+    assert tasks.index("tokenizer/tokenizer.json") < tasks.index(LARGEST) < tasks.index("convert")
+
+
+@pytest.mark.usefixtures("slow_check")
+def test_a_refusal_ends_the_download_that_was_begun(hub: LoopbackHub, tiny_copy: Path, store: LocalStore) -> None:
+    """At once, even if nothing comes, and nothing of it stays."""
+    config = tiny_copy / "vae/config.json"
+    config.write_text(config.read_text().replace('"z_dim": 16', '"z_dim": 8'))
+    hub.add_repo("Wan-AI/Unfit", tiny_copy)
+    hub.faults.append(Fault("silent", f"*{LARGEST}", count=1000, after_bytes=100_000))
+    with pytest.raises(SourceError, match="the config asks for"):
+        wanstore.setup("Wan-AI/Unfit", store)
+    assert store.list() == Listing() and not list((store.root / ".wanstore/stages").iterdir())
+
+
+def test_an_interruption_of_the_checks_keeps_what_has_arrived(
+    hub: LoopbackHub, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a conversion does: the next setup goes on from there, and checks the source beside it too."""
+
+    def interrupt(plan: ConversionPlan) -> None:
+        wait_for(lambda: bodies_of_the_largest(hub))
+        raise KeyboardInterrupt
+
+    hub.faults.append(Fault("silent", f"*{LARGEST}", count=1000, after_bytes=100_000))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(api, "check_fits_models", interrupt)
+        wanstore.setup(REPO, store, name="w")
+    hub.faults.clear()
+    hub.requests.clear()
+    heard = Heard()
+    wanstore.setup(REPO, store, name="w", progress=heard)
+    assert store.verify("w").ok and f"{LARGEST}: resuming an earlier run" in heard.messages
+    assert len(bodies_of_the_largest(hub)) == 1 and not str(bodies_of_the_largest(hub)[0]).startswith("bytes=0-")
 
 
 class Watching(Quiet):
@@ -184,8 +249,8 @@ def test_a_killed_setup_goes_on_without_fetching_again(tiny_fp32: Path, store: L
         assert second.returncode == 0, second.stderr
         assert "already converted" in second.stderr
     assert store.verify("w").ok
-    # Planning reads headers, the first 100 kB, again; bodies of converted shards are not asked for.
-    bodies = {request.path.split("?")[0] for request in hub.requests if request.range != "bytes=0-99999"}
+    # Planning reads headers again; bodies of converted shards are not asked for.
+    bodies = {request.path.split("?")[0] for request in hub.requests if request.range != HEADER}
     assert done
     assert not [name for name in done if any(path.endswith(f"/{name}") for path in bodies)]
 

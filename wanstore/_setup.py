@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -209,17 +210,38 @@ def _within(folder: Path | str, error: WanstoreError) -> str:
     return error.what.replace(f"{folder}{os.sep}", "")
 
 
-def check_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> None:
+def fetch_small_files(plan: ConversionPlan, scratch: Path, progress: Progress) -> dict[str, Path]:
+    """The files that are copied unchanged, where the converter will look for them: they are fetched once."""
+    return {path: plan.source.fetch(path, scratch / "source", progress) for path in plan.copies}
+
+
+@contextmanager
+def largest_on_its_way(plan: ConversionPlan, stage: Stage, progress: Progress) -> Iterator[ConversionPlan]:
+    """The plan, with its largest source file being fetched already: the checks in the block take seconds.
+
+    Small files are fetched before: they would wait until it is there. A conversion that is resumed may be done with the
+    file, and gets none ahead.
+    """
+    from wanstore.conversion._head_start import HeadStart
+
+    if any(stage.path.iterdir()):
+        yield plan
+        return
+    largest = max(plan.source_paths, key=lambda path: plan.source.files[path])
+    with HeadStart(plan.source, largest, stage.scratch / "source", progress) as source:
+        yield attrs.evolve(plan, source=source)
+
+
+def check_small_files(files: Mapping[str, Path], scratch: Path) -> None:
     """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work."""
     from wanstore.building._scheduler import load_scheduler
     from wanstore.building._tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        for path in plan.copies:
+        for path, file in files.items():
             copy = Path(folder, path)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            # Where the converter will look for it: it is fetched once.
-            shutil.copyfile(plan.source.fetch(path, scratch / "source", progress), copy)
+            shutil.copyfile(file, copy)
         try:
             load_scheduler(Path(folder))
             load_tokenizer(Path(folder, "tokenizer"))

@@ -19,6 +19,8 @@ from wanstore._setup import (
     check_small_files,
     check_staged,
     existing_manifest,
+    fetch_small_files,
+    largest_on_its_way,
     make_converter,
     open_source,
     recipe_of,
@@ -110,10 +112,12 @@ def setup(
     with store.stage(name, replace=replace, resume=recipe) as stage:
         try:
             plan = converter.plan(published)
-            check_fits_models(plan)
             check_free_space(plan, stage, keep_source)
-            check_small_files(plan, stage.scratch, progress)
-            converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
+            small_files = fetch_small_files(plan, stage.scratch, progress)
+            with largest_on_its_way(plan, stage, progress) as plan:
+                check_fits_models(plan)
+                check_small_files(small_files, stage.scratch)
+                converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
             check_staged(stage.path, converter)
             if keep_source:
                 for path in plan.source_indexes:
