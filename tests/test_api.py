@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import wanstore
 from wanstore import _setup
 from wanstore._files import hash_file
+from wanstore.building import _tokenizer
 from wanstore.conversion._plan import make_plan
 from wanstore.conversion.fp16 import Fp16Converter
 from wanstore.errors import (
@@ -246,6 +247,13 @@ class Losing(Widening):
         shutil.rmtree(target / "tokenizer")
 
 
+class Garbling(Widening):
+    """It writes another tokenizer, which is none."""
+
+    def spoil(self, target: Path) -> None:
+        (target / "tokenizer/tokenizer.json").write_text("{}")
+
+
 class Straying(Widening):
     """It leaves weights that no component opens, but others may."""
 
@@ -271,6 +279,7 @@ class Quantizing(Widening):
         (Widening, "bf16", r"tensor \S+ is BF16, not F16"),
         (Emptying, "fp16", "vae"),
         (Losing, "fp16", "tokenizer"),
+        (Garbling, "fp16", "tokenizer"),
     ],
 )
 def test_nothing_is_sealed_that_cannot_be_loaded_or_is_not_float16(
@@ -281,6 +290,16 @@ def test_nothing_is_sealed_that_cannot_be_loaded_or_is_not_float16(
     with pytest.raises(DamagedError, match=rf"The converter 'fp16' wrote what cannot be loaded: .*{reason}"):
         wanstore.setup(str(source), store, name="w", converter=converter())
     assert store.list() == Listing() and not list((store.root / ".wanstore/stages").iterdir())
+
+
+def test_a_tokenizer_that_is_stored_as_it_was_is_built_once(
+    tiny_fp32: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the conversion: that takes a second, and the same bytes give the same."""
+    built: list[Path] = []
+    monkeypatch.setattr(_tokenizer, "load_tokenizer", built.append)
+    wanstore.setup(str(tiny_fp32), store, name="w")
+    assert len(built) == 1
 
 
 def test_a_converter_that_keeps_float16_as_it_is_can_be_sealed(tiny_fp16: Path, store: LocalStore) -> None:

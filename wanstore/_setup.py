@@ -12,7 +12,7 @@ from typing import Literal
 
 import attrs
 
-from wanstore._files import bytes_below, files_below, free_bytes
+from wanstore._files import bytes_below, files_below, free_bytes, hash_file
 from wanstore._formats._json import digest_of, read_json
 from wanstore._installed import make_backend
 from wanstore.errors import (
@@ -168,10 +168,11 @@ def check_fits_models(plan: ConversionPlan) -> None:
                 raise SourceError(f"{path}: {name} is {list(shape)}, the config asks for {list(wanted[name])}")
 
 
-def check_staged(folder: Path, converter: Converter) -> None:
+def check_staged(folder: Path, converter: Converter, tokenizer: Mapping[str, str]) -> None:
     """Raise `DamagedError` unless what the converter wrote can be loaded, and every tensor in it is float16.
 
-    Headers and small files are read, no weights: whatever the converter, nothing is sealed that `load` refuses.
+    Headers and small files are read, no weights: whatever the converter, nothing is sealed that `load` refuses. A
+    `tokenizer` of these files' hashes was built before, which takes a second.
     """
     from wanstore.building._check import check_pipeline
     from wanstore.building._scheduler import load_scheduler
@@ -197,12 +198,17 @@ def check_staged(folder: Path, converter: Converter) -> None:
                         if tensor.dtype != "F16":
                             raise DamagedError(f"{file.path}: tensor {tensor.name} is {tensor.dtype}, not F16")
         load_scheduler(folder)
-        load_tokenizer(folder / "tokenizer")
+        if _hashes(folder / "tokenizer") != tokenizer:
+            load_tokenizer(folder / "tokenizer")
     except (DamagedError, NotFoundError, NotSupportedError) as error:
         raise DamagedError(
             f"The converter {converter.name!r} wrote what cannot be loaded: {_within(folder, error)}",
             "Nothing was sealed: use another converter, or tell its author",
         ) from error
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path: hash_file(folder / path) for path in files_below(folder)}
 
 
 def _within(folder: Path | str, error: WanstoreError) -> str:
@@ -232,8 +238,11 @@ def largest_on_its_way(plan: ConversionPlan, stage: Stage, progress: Progress) -
         yield attrs.evolve(plan, source=source)
 
 
-def check_small_files(files: Mapping[str, Path], scratch: Path) -> None:
-    """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work."""
+def check_small_files(files: Mapping[str, Path], scratch: Path) -> dict[str, str]:
+    """Raise `SourceError` unless scheduler and tokenizer can be built from the source: before long work.
+
+    Returns the hashes of the tokenizer's files.
+    """
     from wanstore.building._scheduler import load_scheduler
     from wanstore.building._tokenizer import load_tokenizer
 
@@ -247,6 +256,7 @@ def check_small_files(files: Mapping[str, Path], scratch: Path) -> None:
             load_tokenizer(Path(folder, "tokenizer"))
         except (DamagedError, NotSupportedError) as error:
             raise SourceError(_within(folder, error), "Fetch the source again") from error
+        return _hashes(Path(folder, "tokenizer"))
 
 
 def check_free_space(plan: ConversionPlan, stage: Stage, keep_source: Path | None) -> None:

@@ -116,9 +116,9 @@ def setup(
             small_files = fetch_small_files(plan, stage.scratch, progress)
             with largest_on_its_way(plan, stage, progress) as plan:
                 check_fits_models(plan)
-                check_small_files(small_files, stage.scratch)
+                tokenizer = check_small_files(small_files, stage.scratch)
                 converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
-            check_staged(stage.path, converter)
+            check_staged(stage.path, converter, tokenizer)
             if keep_source:
                 for path in plan.source_indexes:
                     published.fetch(path, keep_source, progress)
