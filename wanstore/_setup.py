@@ -230,7 +230,7 @@ def largest_on_its_way(plan: ConversionPlan, stage: Stage, progress: Progress) -
     """
     from wanstore.conversion._head_start import HeadStart
 
-    if any(stage.path.iterdir()):
+    if any(stage.path.iterdir()) or not plan.shards:
         yield plan
         return
     largest = max(plan.source_paths, key=lambda path: plan.source.files[path])
