@@ -137,6 +137,9 @@ class WeightStore(ABC):
     cannot be a name.
     """
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.url}>"
+
     @property
     @abstractmethod
     def url(self) -> str:

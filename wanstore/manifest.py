@@ -116,7 +116,7 @@ class ConversionRecord:
     components: dict[str, ComponentRecord]
 
 
-@attrs.frozen
+@attrs.frozen(repr=False)
 class Manifest:
     """A sealed pipeline folder, described. `recipe` is equal for equal source, converter and options.
 
@@ -133,7 +133,11 @@ class Manifest:
     versions: dict[str, str]
     notes: dict[str, str] = attrs.field(factory=dict)
     schema_version: int = SCHEMA_VERSION
-    _document: dict[str, Any] | None = attrs.field(default=None, init=False, eq=False, repr=False)
+    _document: dict[str, Any] | None = attrs.field(default=None, init=False, eq=False)
+
+    def __repr__(self) -> str:
+        files, gigabytes = len(self.files), self.size_bytes / 1e9
+        return f"<Manifest of {self.name!r}, {gigabytes:.2f} GB in {files} files, digest {self.digest[:12]}>"
 
     @property
     def size_bytes(self) -> int:

@@ -143,6 +143,7 @@ def test_show_gives_source_conversion_and_files(store: Path) -> None:
     """The conversion record is summed up by component; --tensors adds each one."""
     text = wanstore("show", "w", "--store", store).stdout
     assert all(word in text for word in ("transformer", "text_encoder", "vae", "overflows", "model_index.json"))
+    assert " by fp16, overflow refuse " in " ".join(text.split()), "options as words, no dict of Python's"
     shown = json_of("show", "w", "--store", store, "--tensors")
     assert shown["conversion"]["components"]["vae"]["tensors"] == len(shown["tensors"]["vae"])
 

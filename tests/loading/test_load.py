@@ -93,6 +93,7 @@ def test_a_sealed_folder_loads_with_a_report(tiny_sealed: Path) -> None:
     assert report.transfer
     assert report.transfer.size_bytes == report.size_bytes
     assert (report.device, report.folder) == ("cpu", str(tiny_sealed))
+    assert report._repr_html_() == f"<pre>{report}</pre>", "a notebook shows the table"
     assert to_json(report)["phases"][0]["name"] == "check"
     assert str(report).splitlines()[-2].startswith("total")
     with pytest.raises(KeyError):

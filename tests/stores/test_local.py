@@ -55,6 +55,13 @@ def test_reading_creates_nothing(store: LocalStore) -> None:
     assert not store.root.exists()
 
 
+def test_what_an_interpreter_shows_is_short(store: LocalStore) -> None:
+    """A store by its address; a manifest without its hundred hashes."""
+    manifest = put(store, "w")
+    assert repr(store) == f"<LocalStore at {store.url}>"
+    assert repr(manifest) == f"<Manifest of 'w', 0.00 GB in 2 files, digest {manifest.digest[:12]}>"
+
+
 def test_a_file_url_and_a_path_name_the_same_store(tmp_path: Path) -> None:
     """URLs may hold escaped characters."""
     assert LocalStore((tmp_path / "a b").as_uri()).root == LocalStore(tmp_path / "a b").root

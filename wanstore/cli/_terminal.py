@@ -179,9 +179,10 @@ def _clips_of(model: str) -> str:
 def manifest_tables(manifest: Manifest) -> list[Table]:
     """What `wanstore show` shows: the facts, the conversion by component, the files."""
     source, conversion = manifest.source, manifest.conversion
+    options = "".join(f", {name} {value}" for name, value in conversion.options.items())
     facts = {
         "source": f"{source.location} ({source.kind}) at {source.commit}",
-        "made": f"{manifest.created_at}, {conversion.converter} {conversion.options}",
+        "made": f"{manifest.created_at} by {conversion.converter}{options}",
         "clips": _clips_of(manifest.notes.get("model", "")),
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         "size": human_bytes(manifest.size_bytes),

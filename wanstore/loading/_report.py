@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 
 import attrs
@@ -112,6 +113,10 @@ class LoadReport:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def _row(phase: Phase) -> str:

@@ -202,7 +202,7 @@ class ProcessBenchmarker(Benchmarker):
             "preset": to_json(preset), "steps": steps_run(preset, self.steps), "rounds": self.rounds,
             "warmup": self.warmup, "memory_gib": self.memory_gib, "dtype": dict(self.dtype),
             "memory": self.memory, "attention": self.attention, "weights": manifest.digest,
-            "functions": None if self.functions is None else [str(read_manifest(folder)) for folder in self.functions],
+            "functions": None if self.functions is None else [repr(read_manifest(one)) for one in self.functions],
             "device": environment.device, "machine": environment.machine, "versions": dict(environment.versions),
             "reference": hash_clip(self.reference, preset) or "missing" if self.reference else None,
         })  # fmt: skip
