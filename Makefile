@@ -57,8 +57,11 @@ format: venv ## Format, and fix what ruff can fix
 docs: venv ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-wheel: venv ## Build the wheel into build/wheel/
+wheel: venv ## Build the wheel into build/wheel/, and run the demo from it
+	rm -rf build/wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/wheel/installed build/wheel/*.whl
+	cd build/wheel && PYTHONPATH=installed $(abspath $(BIN))/python -m wanstore demo
 
 bench: venv ## Conversion against its peers (minutes, about 25 GB of disk)
 	$(BIN)/python benchmarks/conversion.py $(BENCH_FOLDER)
