@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import Any
@@ -25,6 +26,7 @@ class Job:
 
 def prepare() -> None:
     found.append("prepared")
+    os.write(1, b"not an event either\n")
     if "WITHOUT_FORK" in os.environ:
         server: Any = sys.modules["__main__"]
         server._FORKS = False
@@ -37,7 +39,7 @@ def do(job: Job, send: Send) -> None:
     match job.what:
         case "die":
             sys.stderr.write("last words\n")
-            os.write(3, b'["found", half a')
+            os.write(4, b'["found", half a')
             os.kill(os.getpid(), signal.SIGKILL)
         case "fail":
             raise RuntimeError("it went wrong")
@@ -45,3 +47,11 @@ def do(job: Job, send: Send) -> None:
             raise WanstoreError("no such thing", "Try another")
         case "hang":
             time.sleep(600)
+        case "leave a reader":
+            subprocess.Popen(["cat"])
+        case "leave a session":
+            left = os.fork()
+            if left == 0:
+                os.setsid()
+                time.sleep(600)
+            send("found", [], left, os.getpid())

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.counting_worker import Job
+from wanstore import _workers
 from wanstore._workers import Workers
 from wanstore.errors import WanstoreError
 
@@ -82,6 +83,25 @@ def test_a_job_that_takes_too_long_is_stopped_and_the_next_has_a_new_start(worke
     assert (ended.timed_out, ended.reason) == (True, "not done after 2 s")
     assert end(found[0][1], found[0][2])
     assert workers.run(Job("next"), found.hear, timeout_seconds=60).reason.startswith("exit status 0")
+
+
+def test_what_a_job_leaves_behind_takes_no_job_of_the_next(workers: Workers, found: Found) -> None:
+    """Programs that it started read another stdin."""
+    for what in ("leave a reader", "next"):
+        assert workers.run(Job(what), found.hear, timeout_seconds=20).reason.startswith("exit status 0")
+    assert len(found) == 2
+
+
+def test_a_process_that_left_its_session_is_not_waited_for(
+    workers: Workers, found: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may live for ever."""
+    monkeypatch.setattr(_workers, "_ENDS_WITHIN_SECONDS", 0.5)
+    workers.run(Job("leave a session"), found.hear)
+    workers._stop()
+    left = found[-1][1]
+    assert psutil.pid_exists(left)
+    psutil.Process(left).kill()
 
 
 def test_ctrl_c_ends_the_job(workers: Workers) -> None:

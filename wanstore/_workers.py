@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from wanstore.errors import WanstoreError
 
 Send = Callable[..., None]
 _READY, _ENDED, _REFUSED = "ready", "ended", "refused"
+_ENDS_WITHIN_SECONDS = 10.0
 _FORKS = sys.platform == "linux"
 """Elsewhere system libraries do not bear a fork: there each job has a process from the start, imports included."""
 
@@ -115,7 +117,7 @@ class Workers:
             assert server.stdout
             _kill(server)
             server.wait()
-            server.stdout.read()  # it ends when the job has ended, and its memory is free
+            _drain(server.stdout)
             server.stdout.close()
             with contextlib.suppress(BrokenPipeError):
                 server.stdin.close()
@@ -149,6 +151,14 @@ def _hear(server: subprocess.Popen[str], job: Any, on_event: Send) -> int:
     return server.wait()
 
 
+def _drain(pipe: IO[str]) -> None:
+    """Wait until nobody holds the other end: the job has ended, its memory is free. What left its session may stay."""
+    end = time.monotonic() + _ENDS_WITHIN_SECONDS
+    while (left := end - time.monotonic()) > 0 and select.select([pipe], [], [], left)[0]:
+        if not os.read(pipe.fileno(), 1 << 16):
+            return
+
+
 def _kill(process: subprocess.Popen[str]) -> None:
     if process.returncode is None:  # not waited for yet, so its number has not been reused
         with contextlib.suppress(ProcessLookupError):
@@ -160,25 +170,28 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 def serve(name: str) -> None:
     """Do the jobs on stdin by the worker module `name`, each in a process forked off this one."""
+    # Neither what is printed nor what a job starts gets at the parent's pipes.
+    jobs, lines = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
+    with open(os.devnull) as nothing:  # noqa: PTH123 - it is no place in a file system
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
     worker = import_module(name)
     worker.prepare()
-    lines = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # anything else that is printed goes to stderr
     _send(lines, _READY)
-    for line in sys.stdin:
+    for line in jobs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads: those of BLAS know what a fork is
             child = os.fork() if _FORKS else 0
         if child == 0:
-            _work(worker, json.loads(line), partial(_send, lines))
+            _work(worker, json.loads(line), partial(_send, lines), jobs.fileno())
             return
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         lines.write("\n")  # it may have been killed in the middle of a line
         _send(lines, _ENDED, status)
 
 
-def _work(worker: Any, document: Any, send: Send) -> None:
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _work(worker: Any, document: Any, send: Send, jobs: int) -> None:
+    threading.Thread(target=_die_with_parent, args=(jobs,), daemon=True).start()
     try:
         worker.do(from_json(document, worker.Job), send)
     except WanstoreError as error:
@@ -208,9 +221,9 @@ class SentProgress:
         self._send("message", text)
 
 
-def _die_with_parent() -> None:
-    """End when stdin does: the parent is gone, and nobody needs the result."""
-    while os.read(0, 1):
+def _die_with_parent(jobs: int) -> None:
+    """End when no more jobs can come: the parent is gone, and nobody needs the result."""
+    while os.read(jobs, 1):
         pass
     os._exit(1)
 

@@ -196,6 +196,26 @@ def through_the_ring(file: WeightFile, queue: ChunkQueue | None = None) -> tuple
     return layout, buffers
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize(("call", "left"), [("drop_event", 1), ("make_event", 0)])
+def test_a_driver_that_fails_at_an_event_leaves_no_pin_and_no_other_event(
+    tmp_path: Path, host_as_gpu: HostAsGpu, monkeypatch: pytest.MonkeyPatch, call: str, left: int
+) -> None:
+    """What is freed while it is pinned is the device's all the same."""
+    save_file({"a": torch.ones(300_000)}, tmp_path / "x.safetensors")
+    real, calls = getattr(host_as_gpu, call), itertools.count()
+
+    def fail(*arguments: int) -> Any:
+        if next(calls) == 3:
+            raise DeviceError("cuda:0 failed: CUDA_ERROR_DEVICE_UNAVAILABLE")
+        return real(*arguments)
+
+    monkeypatch.setattr(host_as_gpu, call, fail)
+    with open_weight_file(tmp_path / "x.safetensors") as file, pytest.raises(DeviceError):
+        through_the_ring(file)
+    assert host_as_gpu.pinned == {} and len(host_as_gpu.events) == left
+
+
 @pytest.mark.usefixtures("small_chunks", "reads")
 @pytest.mark.parametrize("uncached", [False, True])
 def test_the_ring_carries_every_byte_and_is_let_go(

@@ -56,12 +56,17 @@ def folders(_context: click.Context, _parameter: click.Parameter, typed: str) ->
 
 
 def stored_names(context: click.Context, _parameter: click.Parameter, typed: str) -> list[str]:
-    """For the shell to complete: pipelines in the store that the line, or WANSTORE_STORE, names so far."""
+    """For the shell to complete: pipelines in the folder that the line, or WANSTORE_STORE, names so far.
+
+    Not in a store that is reached over a network: nobody waits for that at a prompt.
+    """
     from wanstore.building._artifacts import is_compiled
+    from wanstore.stores.local import LocalStore
 
     url = context.params.get("store_url") or context.params.get("source")
     with suppress(WanstoreError, OSError):
-        stored = open_store_at(url).list().pipelines
+        store = open_store_at(url)
+        stored = store.list().pipelines if isinstance(store, LocalStore) else ()
         return [one.name for one in stored if one.name.startswith(typed) and not is_compiled(one)]
     return []
 

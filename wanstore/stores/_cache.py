@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,10 @@ CACHE_VARIABLE = "WANSTORE_CACHE"
 _FILES_AT_ONCE = 4
 """Files on their way; several blocks of each are moved at a time."""
 
-Fetch = Callable[[str, IO[bytes], Callable[[int], None]], None]
+_REPAIR = "Run setup again with --replace"
+
+Advance = Callable[[int], None]
+Fetch = Callable[[str, IO[bytes], Advance], None]
 """Writes the stored file at a path into an open one, and says how much came; negative for what has to come again."""
 
 
@@ -70,10 +74,10 @@ def download(fetch: Fetch, where: str, manifest: Manifest, cache: Path, progress
             task = f"download {name}"
             progress.start(task, manifest.size_bytes)
 
-            def fetch_file(entry: FileEntry) -> None:
-                _fetch_file(fetch, where, entry, stage, lambda count: progress.advance(task, count))
+            def fetch_file(entry: FileEntry, advance: Advance) -> None:
+                _fetch_file(fetch, where, entry, stage, advance)
 
-            all_at_once(fetch_file, manifest.files)
+            all_at_once(fetch_file, manifest.files, lambda count: progress.advance(task, count))
             progress.finish(task)
             stage.seal(manifest)
     except AlreadyExistsError:  # another run was quicker
@@ -81,19 +85,44 @@ def download(fetch: Fetch, where: str, manifest: Manifest, cache: Path, progress
     return local.local_path(name)
 
 
-def all_at_once(work: Callable[[FileEntry], None], entries: Iterable[FileEntry]) -> None:
-    """Do it for some files at a time; what `work` raises first is raised here, and no more are begun."""
+def all_at_once(work: Callable[[FileEntry, Advance], None], entries: Iterable[FileEntry], advance: Advance) -> None:
+    """Do it for some files at a time; `work` says how much it has moved. What it raises first is raised here.
+
+    Then, and on Ctrl-C, no file is begun any more, and the others end when they next say something.
+    """
+    stopped = threading.Event()
+
+    def advance_unless_stopped(amount: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("another file failed")
+        advance(amount)
+
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        futures = [pool.submit(work, entry) for entry in entries]
+        futures = [pool.submit(work, entry, advance_unless_stopped) for entry in entries]
         try:
             for future in futures:
                 future.result()
         except BaseException:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _fetch_file(fetch: Fetch, where: str, entry: FileEntry, stage: Stage, advance: Callable[[int], None]) -> None:
+def _no_longer_than(entry: FileEntry, where: str, advance: Advance) -> Advance:
+    """`advance` that refuses more bytes than the file should have: they could fill a disk."""
+    came = 0
+
+    def told(amount: int) -> None:
+        nonlocal came
+        came += amount
+        if came > entry.size_bytes:
+            raise DamagedError(f"{entry.path} in {where} is longer than its manifest says", _REPAIR)
+        advance(amount)
+
+    return told
+
+
+def _fetch_file(fetch: Fetch, where: str, entry: FileEntry, stage: Stage, advance: Advance) -> None:
     target = stage.path / entry.path
     if target.is_file() and hash_file(target) == entry.sha256:
         advance(entry.size_bytes)
@@ -101,11 +130,11 @@ def _fetch_file(fetch: Fetch, where: str, entry: FileEntry, stage: Stage, advanc
     draft = stage.scratch / hashlib.sha256(entry.path.encode()).hexdigest()
     try:
         with draft.open("wb") as file:
-            fetch(entry.path, file, advance)
+            fetch(entry.path, file, _no_longer_than(entry, where, advance))
     except FileNotFoundError:
-        raise DamagedError(f"{entry.path} is missing in {where}", "Run setup again with --replace") from None
+        raise DamagedError(f"{entry.path} is missing in {where}", _REPAIR) from None
     if hash_file(draft) != entry.sha256:
         draft.unlink()
-        raise DamagedError(f"{entry.path} in {where} is not what its manifest says", "Run setup again with --replace")
+        raise DamagedError(f"{entry.path} in {where} is not what its manifest says", _REPAIR)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft.rename(target)

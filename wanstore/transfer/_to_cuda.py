@@ -101,14 +101,22 @@ class Ring:
             memory.madvise(mmap.MADV_HUGEPAGE)
         self._size = len(memory)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        self._copied = [driver.make_event() for _ in range(slots)]
+        with ExitStack() as held:
+            self._copied = [self._make_event(held) for _ in range(slots)]
+            self._held = held.pop_all()
         whole = memoryview(memory)
         self.slots = [whole[begin : begin + slot_bytes] for begin in range(0, len(memory), slot_bytes)]
+
+    def _make_event(self, held: ExitStack) -> int:
+        event = self._driver.make_event()
+        held.callback(self._driver.drop_event, event)
+        return event
 
     def pin(self) -> None:
         """Pin the memory, once."""
         if not self._pinned:
             self._driver.pin(self._address, self._size)
+            self._held.callback(self._driver.unpin, self._address)
             self._pinned = True
 
     def address(self, slot: int) -> int:
@@ -128,11 +136,8 @@ class Ring:
         self._driver.wait(self._copied[slot])
 
     def close(self) -> None:
-        """Take the pin off; the memory is freed with the last slot."""
-        for event in self._copied:
-            self._driver.drop_event(event)
-        if self._pinned:
-            self._driver.unpin(self._address)
+        """Take the pin off, whatever else fails; the memory is freed with the last slot."""
+        self._held.close()
 
 
 class Copies:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,6 @@ from wanstore.errors import (
     WanstoreError,
 )
 from wanstore.interfaces import Listing, WeightStore
-from wanstore.manifest import MANIFEST_NAME
 from wanstore.stores import open_store
 from wanstore.stores.local import LocalStore
 from wanstore.stores.object import ObjectStore, _bucket, _store
@@ -54,22 +55,24 @@ class TestObjectStore(WeightStoreTests):
         return ObjectStore(f"s3://{s3.bucket}/wan")
 
     def damage(self, store: WeightStore, name: str, path: str, data: bytes | None) -> None:
-        folder = name
-        if path != MANIFEST_NAME:
-            (sealed,) = {key.split("/")[2] for key in self.s3.sizes() if key.startswith(f"wan/{name}/files-")}
-            folder = f"{name}/{sealed}"
-        where = {"Bucket": self.s3.bucket, "Key": f"wan/{folder}/{path}"}
+        (folder,) = {key.rsplit("/", key.count("/") - 2)[0] for key in self.s3.sizes() if f"wan/{name}/files-" in key}
+        where = {"Bucket": self.s3.bucket, "Key": f"{folder}/{path}"}
         self.s3.client.delete_object(**where) if data is None else self.s3.client.put_object(**where, Body=data)
 
     def stored_bytes(self, store: WeightStore, tmp_path: Path) -> int:
         return super().stored_bytes(store, tmp_path) + sum(self.s3.sizes().values())
 
 
-def test_files_are_a_plain_folder_that_other_programs_can_copy(s3: S3, store: ObjectStore) -> None:
+def test_a_pipeline_is_a_plain_folder_that_other_programs_can_copy(s3: S3, store: ObjectStore, tmp_path: Path) -> None:
+    """It is sealed as it is on a disk."""
     manifest = put(store, "w")
-    sizes = {key: size for key, size in s3.sizes().items() if key != f"wan/w/{MANIFEST_NAME}"}
-    (folder,) = {"/".join(key.split("/")[:3]) for key in sizes}
-    assert sizes == {f"{folder}/{entry.path}": entry.size_bytes for entry in manifest.files}
+    for key in s3.sizes():
+        if "/files-" in key:
+            target = tmp_path / "copied/w" / key.split("/", 3)[3]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            s3.client.download_file(s3.bucket, key, str(target))
+    copied = LocalStore(tmp_path / "copied")
+    assert copied.manifest("w") == manifest and copied.verify("w").ok
 
 
 def test_large_files_go_up_and_come_down_in_pieces(s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,13 +89,18 @@ def test_what_is_in_the_cache_is_not_fetched_again(s3: S3, store: ObjectStore) -
     put(store, "w")
     first = store.local_path("w")
     s3.requests.clear()
-    assert store.local_path("w") == first and len(s3.requests) == 1, "the manifest"
+    assert store.local_path("w") == first and len(s3.requests) == 2, "the seal and the manifest"
+
+
+def on_another_machine(store: ObjectStore) -> ObjectStore:
+    """The same store, where no lock helps."""
+    other = ObjectStore(store.url)
+    other._staging = LocalStore(store._cache / "another machine")
+    return other
 
 
 def test_of_two_writers_one_wins_and_the_other_is_told(store: ObjectStore) -> None:
-    """On machines of their own, where no lock helps."""
-    elsewhere = ObjectStore(store.url)
-    elsewhere._staging = LocalStore(store._cache / "another machine")
+    elsewhere = on_another_machine(store)
     with pytest.raises(AlreadyExistsError, match="written by somebody else"), store.stage("w") as stage:
         fill(stage, {"a": b"late"})
         winner = put(elsewhere, "w")
@@ -105,46 +113,142 @@ def test_of_two_writers_one_wins_and_the_other_is_told(store: ObjectStore) -> No
     assert store.manifest("w") == winner and store.verify("w").ok
 
 
-def test_files_that_are_deleted_while_they_count_as_there_are_noticed(s3: S3, store: ObjectStore) -> None:
-    """As by a delete of an equal pipeline at the wrong moment: nothing half stays."""
+def held_at(s3: S3, what: Callable[[str, str], bool], meanwhile: Callable[[], object]) -> None:
+    """Hold the first request that is `what`, by method and address, while something else is done."""
 
-    def lose(request: dict[str, Any], start: Callable[..., Any]) -> Answer | None:
-        if request["REQUEST_METHOD"] == "PUT" and request["PATH_INFO"].endswith(MANIFEST_NAME):
+    def hold(request: dict[str, Any], start: Callable[..., Any]) -> Answer | None:
+        if what(request["REQUEST_METHOD"], f"{request['PATH_INFO']}?{request['QUERY_STRING']}"):
             s3.fault = None
-            for key in s3.sizes():
-                s3.client.delete_object(Bucket=s3.bucket, Key=key)
+            meanwhile()
         return None
 
-    s3.fault = lose
-    with pytest.raises(BusyError, match="deleted while it was written"):
-        put(store, "w")
-    assert store.list() == Listing() and put(store, "w") == store.manifest("w")
+    s3.fault = hold
 
 
-def test_a_name_holds_nothing_but_its_own(s3: S3, store: ObjectStore) -> None:
+def a_delete(method: str, address: str) -> bool:
+    return method == "DELETE" or address.endswith("?delete")
+
+
+def a_seal(method: str, address: str) -> bool:
+    return method == "PUT" and "sealed.json" in address
+
+
+F, G = {"a": b"first", "b": b"same"}, {"a": b"second", "b": b"same"}
+
+
+@pytest.mark.parametrize("late", [F, G])
+def test_who_cleans_up_late_deletes_nothing_of_what_is_there_by_then(
+    s3: S3, store: ObjectStore, late: dict[str, bytes]
+) -> None:
+    """Not even of an equal pipeline that was stored again meanwhile: by a replacement, and by a delete."""
+    elsewhere = on_another_machine(store)
+    put(store, "w", F)
+    held_at(s3, a_delete, lambda: put(elsewhere, "w", late, replace=True))
+    put(store, "w", G, replace=True)
+    assert contents(store.local_path("w")) == late and store.verify("w").ok
+
+    held_at(s3, lambda method, address: a_delete(method, address) and not store.list().pipelines, lambda: None)
+    s3.fault = None
+    seen = itertools.count()
+    held_at(
+        s3, lambda method, address: a_delete(method, address) and next(seen) == 1, lambda: put(elsewhere, "w", late)
+    )
+    store.delete("w")
+    assert contents(store.local_path("w")) == late and store.verify("w").ok
+
+
+def test_who_seals_late_takes_nothing_away(s3: S3, store: ObjectStore) -> None:
+    put(store, "w", F)
+    elsewhere = on_another_machine(store)
+    held_at(s3, a_seal, lambda: put(elsewhere, "w", G, replace=True))
+    with pytest.raises(BusyError, match="written by somebody else"):
+        put(store, "w", F, replace=True)
+    assert contents(store.local_path("w")) == G and store.verify("w").ok
+    assert len({key.split("/")[2] for key in s3.sizes()}) == 2, "the seal and one folder"
+
+
+def test_a_name_holds_nothing_but_its_own(s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What others have put there is neither read nor deleted."""
-    s3.client.put_object(Bucket=s3.bucket, Key="wan/w/notes.txt", Body=b"mine")
+    monkeypatch.setattr(_store, "ABANDONED_AFTER", datetime.timedelta(0))
+    foreign = {"wan/w/notes.txt", "wan/w/files-notes/x", "wan/photos/files-2023/x", "wan/w/files-", "other/w/x"}
+    for key in foreign:
+        s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"mine")
     put(store, "w")
     put(store, "w", {"a": b"a"}, replace=True)
     assert store.verify("w").ok
     store.delete("w")
     store.sweep()
-    assert s3.sizes() == {"wan/w/notes.txt": 4}
+    assert set(s3.sizes()) == foreign
 
 
 def test_an_upload_that_nobody_finishes_is_swept_after_a_day(
     s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be another machine's, at work: so not before."""
+    """It may be another machine's, at work: so not before. Whoever resumes it as late as that begins anew."""
     put(store, "sealed")
-    s3.client.put_object(Bucket=s3.bucket, Key="wan/w/files-0123456789abcdef/vae/x", Body=b"x")
-    s3.client.put_object(Bucket=s3.bucket, Key="wan/sealed/files-0123456789abcdef/x", Body=b"x")
+    abandoned = f"files-{'0123456789abcdef' * 2}"
+    for name in ("w", "sealed"):
+        s3.client.put_object(Bucket=s3.bucket, Key=f"wan/{name}/{abandoned}/vae/x", Body=b"x")
     before = s3.sizes()
     store.sweep()
     assert s3.sizes() == before
     monkeypatch.setattr(_store, "ABANDONED_AFTER", datetime.timedelta(0))
     store.sweep()
-    assert not any("0123456789abcdef" in key for key in s3.sizes()) and store.verify("sealed").ok
+    assert not any(abandoned in key for key in s3.sizes()) and store.verify("sealed").ok
+
+
+@pytest.mark.parametrize(("limit", "same"), [(datetime.timedelta(hours=12), True), (datetime.timedelta(0), False)])
+def test_only_an_upload_of_today_is_resumed(
+    s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, limit: datetime.timedelta, same: bool
+) -> None:
+    """An older one may be deleted at any moment."""
+    monkeypatch.setattr(_store, "_RESUMED_UNTIL", limit)
+    folders = []
+    for status in ("403 Forbidden", ""):
+        s3.fault = lambda request, start, status=status: (
+            refuse(start, status, "AccessDenied") if status and "sealed.json" in request["PATH_INFO"]
+            and request["REQUEST_METHOD"] == "PUT" else None
+        )  # fmt: skip
+        with contextlib.suppress(AccessError), store.stage("w", resume="key") as stage:
+            fill(stage)
+            stage.seal(manifest_of(stage.path, "w"))
+        folders.append({key.split("/")[2] for key in s3.sizes() if "files-" in key})
+    assert (folders[0] == folders[1]) is same and store.verify("w").ok
+
+
+@pytest.mark.parametrize("seal", [b"{", b"[]", b'{"folder": "../other"}', b'{"folder": 3}', b"x" * 5000])
+def test_a_seal_that_names_no_folder_is_damage(s3: S3, store: ObjectStore, seal: bytes) -> None:
+    """The neighbours are listed all the same, and it can be replaced."""
+    good = put(store, "good")
+    s3.client.put_object(Bucket=s3.bucket, Key="wan/bad/sealed.json", Body=seal)
+    with pytest.raises(DamagedError):
+        store.manifest("bad")
+    listing = store.list()
+    assert listing.pipelines == (good,) and [one.name for one in listing.unreadable] == ["bad"]
+    store.sweep()
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_an_error_in_one_file_ends_the_others(
+    s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """They do not go on to their own ends, as Ctrl-C would have to wait for."""
+    monkeypatch.setattr(_bucket, "PIECE_BYTES", 5 << 20)
+    files = {"a": bytes(5 << 20), "b": bytes(100 << 20)}
+    if way == "down":
+        put(store, "w", files)
+
+    def refuse_a(request: dict[str, Any], start: Callable[..., Any]) -> Answer | None:
+        if request["PATH_INFO"].endswith("/b"):
+            time.sleep(0.2)
+            return None
+        return refuse(start, "403 Forbidden", "AccessDenied") if request["PATH_INFO"].endswith("/a") else None
+
+    s3.fault = refuse_a
+    s3.requests.clear()
+    with pytest.raises(AccessError):
+        put(store, "w", files) if way == "up" else store.local_path("w")
+    assert sum(request.endswith("/b") for request in s3.requests) < 20
 
 
 # --- faults
@@ -185,6 +289,24 @@ def test_a_body_that_breaks_off_is_fetched_again(s3: S3, store: ObjectStore) -> 
     assert store.verify("w").ok
 
 
+def test_an_answer_that_does_not_come_is_asked_for_again(
+    s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while without a byte."""
+    put(store, "w")
+    silent = itertools.count()
+
+    def say_nothing(request: dict[str, Any], start: Callable[..., Any]) -> Answer | None:
+        if next(silent) == 0:
+            time.sleep(2)
+        return None
+
+    s3.fault = say_nothing
+    monkeypatch.setattr(_bucket, "_SILENCE", datetime.timedelta(seconds=0.5))
+    assert ObjectStore(store.url).manifest("w") == store.manifest("w")
+    assert next(silent) == 5, "once more than was asked for"
+
+
 def test_wrong_bytes_are_not_kept(s3: S3, store: ObjectStore) -> None:
     put(store, "w", {"a": BIG, "b": b"b"})
     (key,) = [key for key in s3.sizes() if key.endswith("/a")]
@@ -192,6 +314,17 @@ def test_wrong_bytes_are_not_kept(s3: S3, store: ObjectStore) -> None:
     with pytest.raises(DamagedError, match=r"a in s3://.*/wan/w is not what its manifest says"):
         store.local_path("w")
     assert store.verify("w").damaged == ("a",)
+    s3.client.put_object(Bucket=s3.bucket, Key=key, Body=bytes(2 * len(BIG)))
+    with pytest.raises(DamagedError, match=r"a in s3://.*/wan/w is longer than its manifest says"):
+        store.local_path("w")
+
+
+@pytest.mark.parametrize("key", ["wan//x", "wan/../x", "wan/a\x7f/x"])
+def test_an_object_that_cannot_be_named_is_told(s3: S3, store: ObjectStore, key: str) -> None:
+    """In one line, as all that is wrong with a store."""
+    s3.client.put_object(Bucket=s3.bucket, Key=key, Body=b"x")
+    with pytest.raises(DamagedError, match="holds an object that cannot be named"):
+        store.list()
 
 
 @pytest.mark.parametrize(
@@ -218,20 +351,36 @@ def test_credentials_that_are_missing_are_told(s3: S3, monkeypatch: pytest.Monke
 
 
 def test_a_service_that_is_gone_is_told(s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bucket, "_RETRY_SECONDS", datetime.timedelta(seconds=0.2))
+    monkeypatch.setattr(_bucket, "_RETRY_TIME", datetime.timedelta(seconds=0.2))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UnreachableError, match=r"did not respond correctly.*it resumes"):
         ObjectStore(store.url).manifest("w")
 
 
-def test_a_bucket_that_is_missing_is_told(s3: S3) -> None:
-    with pytest.raises(NotFoundError, match="no bucket"):
-        ObjectStore("s3://no-such-bucket-here").list()
+def test_a_bucket_that_is_missing_is_told_before_anything_is_staged(s3: S3) -> None:
+    store = ObjectStore("s3://no-such-bucket-here")
+    for ask in (store.list, lambda: store.manifest("w"), lambda: store.stage("w").__enter__()):
+        with pytest.raises(NotFoundError, match="no bucket"):
+            ask()
 
 
-@pytest.mark.parametrize("url", ["s3://", "az://", "gs://"])
-def test_an_address_without_a_bucket_is_refused(url: str) -> None:
-    with pytest.raises(InvalidNameError, match="cannot be opened"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://",
+        "az://",
+        "gs:///x",
+        "s3://b/../c",
+        "s3://b/a?x=1",
+        "s3://b/a#x",
+        "s3://user:word@b",
+        "s3://b/a b",
+        "s3://b//x",
+    ],
+)
+def test_an_address_that_names_no_bucket_and_folder_is_refused(url: str) -> None:
+    """What the client would drop in silence is not there to be dropped."""
+    with pytest.raises(InvalidNameError, match="does not name a bucket"):
         open_store(url)
 
 

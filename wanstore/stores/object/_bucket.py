@@ -17,7 +17,15 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from wanstore._error_translation import first_line
-from wanstore.errors import AccessError, BusyError, InvalidNameError, NotFoundError, NotSupportedError, UnreachableError
+from wanstore.errors import (
+    AccessError,
+    BusyError,
+    DamagedError,
+    InvalidNameError,
+    NotFoundError,
+    NotSupportedError,
+    UnreachableError,
+)
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -25,23 +33,38 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Advance = Callable[[int], None]
 
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 8 << 20
 """Fetched or sent by one request. Of each file, as many as are under way are in memory."""
-_PIECES_AT_ONCE = 8
+_PIECES_AT_ONCE = 4
 RETRY_DELAYS_SECONDS = (0.5, 2.0, 8.0)
 """obstore tries a request again for some seconds; these are for outages that last longer."""
-_RETRY_SECONDS = datetime.timedelta(seconds=30)
+_RETRY_TIME = datetime.timedelta(seconds=30)
+_SILENCE = datetime.timedelta(seconds=60)
+"""Longest without a byte. A piece that is sent has as long for all of it: so on a slow line it must not be large."""
+_REQUEST_TIME = datetime.timedelta(minutes=10)
 _MESSAGE = 300
+_URL = re.compile(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]*((/[A-Za-z0-9][A-Za-z0-9._+-]*)*)")
+"""A bucket, and folders whose names could be those of pipelines."""
+_WRITE = (
+    "Write s3://BUCKET, gs://BUCKET or az://CONTAINER, or with /prefix; a service's options go into the environment"
+)
 _INSTANCE = re.compile(r"/latest/(api|meta-data)|computeMetadata|metadata/identity")
 """Where an instance of a cloud asks for its role: what is asked when the environment has no credentials."""
 
 
 @attrs.frozen
 class Object:
-    """An object: its size, when it was written, and the version that a conditional write names."""
+    """An object's size, and when it was written."""
 
     size_bytes: int
     modified: datetime.datetime
+
+
+@attrs.frozen
+class Note:
+    """A small object as it was read: what it holds, and the version that a conditional write names."""
+
+    data: bytes
     version: UpdateVersion
 
 
@@ -53,6 +76,8 @@ class Bucket:
     """
 
     def __init__(self, url: str) -> None:
+        if not _URL.fullmatch(url):
+            raise InvalidNameError(f"{url!r} does not name a bucket", _WRITE)
         try:
             import obstore
             import obstore.store
@@ -63,12 +88,18 @@ class Bucket:
         self.url, self._obstore = url, obstore
         try:
             self._store: Any = obstore.store.from_url(
-                url, retry_config={"max_retries": 6, "retry_timeout": _RETRY_SECONDS}
+                url,
+                client_options={
+                    "connect_timeout": "10s",
+                    "read_timeout": _SILENCE,
+                    "timeout": _REQUEST_TIME,
+                    # Options take the place of what the client reads in the environment itself.
+                    "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true"),
+                },
+                retry_config={"max_retries": 6, "retry_timeout": _RETRY_TIME},
             )
         except (obstore.exceptions.BaseError, ValueError) as error:
-            raise InvalidNameError(
-                f"{url} cannot be opened ({_told(error)})", "Write s3://BUCKET, gs://BUCKET or az://CONTAINER"
-            ) from error
+            raise NotSupportedError(f"{url} cannot be opened ({_told(error)})", _WRITE) from error
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders in `folder`, sorted."""
@@ -76,43 +107,46 @@ class Bucket:
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     def objects(self, folder: str) -> dict[str, Object]:
-        """Every object below `folder`, by its path relative to it."""
+        """Every object below `folder`, by its path relative to it; but for markers that stand for folders."""
         batches = self._retrying(lambda: list(self._obstore.list(self._store, folder)))
         start = len(folder) + 1
-        return {one["path"][start:]: _object(one) for batch in batches for one in batch}
+        return {one["path"][start:]: _object(one) for batch in batches for one in batch if one["path"][start:]}
 
-    def look(self, place: str) -> Object | None:
-        """The object at `place`; None if there is none."""
-        try:
-            return _object(self._retrying(lambda: self._obstore.head(self._store, place)))
-        except FileNotFoundError:
-            return None
+    def read(self, place: str, max_bytes: int) -> Note | None:
+        """A small object; None if there is none. Raises `ValueError` when it has more than `max_bytes`."""
 
-    def read(self, place: str, max_bytes: int) -> bytes:
-        """A small object's bytes. Raises `ValueError` when it has more than `max_bytes`."""
-
-        def attempt() -> bytes:
+        def attempt() -> Note:
             found = self._obstore.get(self._store, place)
             if found.meta["size"] > max_bytes:
                 raise ValueError(f"it is larger than {max_bytes} bytes")
-            return bytes(found.bytes())
+            version: Any = {key: found.meta[key] for key in ("e_tag", "version") if found.meta.get(key)}
+            return Note(bytes(found.bytes()), version)
 
-        return self._retrying(attempt)
+        try:
+            return self._retrying(attempt)
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket() from error
+            return None
 
-    def replace(self, place: str, data: bytes, version: UpdateVersion | None) -> None:
-        """Write a small object in the place of that version of it; None where there is none yet.
+    def replace(self, place: str, data: bytes, before: Note | None) -> None:
+        """Write a small object in the place of what was read there before; None where there was none.
 
         Raises `BusyError` if another is there, or none any more. A try that failed may have written it all the same.
         """
         exceptions = self._obstore.exceptions
         try:
             self._retrying(
-                lambda: self._obstore.put(self._store, place, data, mode="create" if version is None else version)
+                lambda: self._obstore.put(self._store, place, data, mode="create" if before is None else before.version)
             )
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError) as error:
             raise BusyError(
                 f"{self.url}/{place} was written by somebody else meanwhile", "Look at it, try again"
             ) from error
+
+    def write(self, place: str, data: bytes) -> None:
+        """Write a small object, whatever is there."""
+        self._retrying(lambda: self._obstore.put(self._store, place, data))
 
     def send(self, file: Path, place: str, advance: Advance) -> None:
         """Write an object from a file. `advance` hears of bytes sent, negative for those to be sent again."""
@@ -131,12 +165,10 @@ class Bucket:
 
     def fetch(self, place: str, file: IO[bytes], advance: Advance) -> None:
         """Write the object at `place` into `file`, pieces at a time; `advance` as in `send`."""
-        found = self.look(place)
-        if found is None:
-            raise FileNotFoundError(place)
+        size = self._retrying(lambda: self._obstore.head(self._store, place))["size"]
 
         def piece(start: int) -> None:
-            length = min(PIECE_BYTES, found.size_bytes - start)
+            length = min(PIECE_BYTES, size - start)
 
             def attempt() -> Any:
                 return self._obstore.get_range(self._store, place, start=start, length=length)
@@ -148,7 +180,7 @@ class Bucket:
             advance(length)
 
         with ThreadPoolExecutor(_PIECES_AT_ONCE) as pool:
-            futures = [pool.submit(piece, start) for start in range(0, found.size_bytes, PIECE_BYTES)]
+            futures = [pool.submit(piece, start) for start in range(0, size, PIECE_BYTES)]
             try:
                 for future in futures:
                     future.result()
@@ -216,17 +248,26 @@ class Bucket:
                 f"{self.url} is closed to these credentials ({_told(error)})",
                 "Check those in the environment, such as AWS_ACCESS_KEY_ID",
             ) from error
-        except exceptions.GenericError as error:
+        except exceptions.InvalidPathError as error:
+            raise DamagedError(
+                f"{self.url} holds an object that cannot be named ({_told(error)})", "Rename or delete it"
+            ) from error
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):  # a conditional write's
+            raise
+        except exceptions.BaseError as error:
             if _INSTANCE.search(str(error)):
                 raise AccessError(
                     f"There are no credentials for {self.url}, and no role of this machine ({_told(error)})",
                     "Set those of the service in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
                 ) from error
             if "NoSuchBucket" in str(error):
-                raise NotFoundError(f"There is no bucket for {self.url}", "Create it, or check the name") from error
+                raise self._no_bucket() from error
             raise UnreachableError(
                 f"{self.url} did not respond correctly ({_told(error)})", "Run the same command again: it resumes"
             ) from error
+
+    def _no_bucket(self) -> NotFoundError:
+        return NotFoundError(f"There is no bucket for {self.url}", "Create it, or check the name")
 
 
 def _pieces(file: Path, count: Advance) -> Iterator[bytes]:
@@ -237,10 +278,11 @@ def _pieces(file: Path, count: Advance) -> Iterator[bytes]:
 
 
 def _object(found: Mapping[str, Any]) -> Object:
-    version: Any = {key: found[key] for key in ("e_tag", "version") if found.get(key)}
-    return Object(found["size"], found["last_modified"], version)
+    return Object(found["size"], found["last_modified"])
 
 
 def _told(error: Exception) -> str:
-    """The error in one line, without documents, and without queries, which may hold a signature."""
-    return re.sub(r"\?\S*|<.*", "", first_line(error)).strip(" :")[:_MESSAGE]
+    """The error in one line: no query of an address, which may hold a signature, and of a document only its code."""
+    text = re.sub(r"(status code: \d+ [A-Za-z ]*).*", r"\1", re.sub(r"\?\S*", "", first_line(error)))
+    code = re.search(r"<Code>(\w+)</Code>", str(error))
+    return f"{text.strip(' :')[:_MESSAGE]}{f', {code[1]}' if code else ''}"

@@ -1,26 +1,28 @@
 """A store in a bucket: `s3://BUCKET[/prefix]`, `gs://BUCKET[/prefix]`, `az://CONTAINER[/prefix]`.
 
-    PREFIX/NAME/wanstore.json          the manifest: with it NAME is sealed
-    PREFIX/NAME/files-CONTENTS/...     its files, a plain pipeline folder; CONTENTS is a digest of their list
+    PREFIX/NAME/sealed.json        says which folder is the pipeline
+    PREFIX/NAME/files-ID/...       a sealed pipeline folder, as on a disk, its wanstore.json included
 
-Objects appear whole, but one at a time. So a pipeline's files never take the place of another's: they have a folder of
-their own. The manifest is written last, on the condition that nobody has written it meanwhile: of two writers one wins,
-and a reader finds the files of whichever manifest it has read. Then the old files are deleted. Nothing else below NAME
-is touched.
+Objects appear whole, but one at a time, and cannot be renamed. So each upload has a folder of its own, whose ID nobody
+else has, and `sealed.json` is written last, on the condition that it still is what it was when the upload began: of two
+writers one wins, and a reader finds a whole folder. Who has replaced or deleted a pipeline then deletes the folder that
+it was: no other names it. Nothing else below NAME is touched.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Iterator
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from wanstore._error_translation import reason_of
-from wanstore._formats._json import digest_of, to_json
 from wanstore.errors import (
     AlreadyExistsError,
     BusyError,
@@ -33,17 +35,21 @@ from wanstore.errors import (
 )
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, Unreadable, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, FileEntry, Manifest, dump_manifest, parse_manifest
-from wanstore.stores._cache import RemoteStage, all_at_once, cache_folder, download
+from wanstore.stores._cache import Advance, RemoteStage, all_at_once, cache_folder, download
 from wanstore.stores._folder import check_against, verify_files
 from wanstore.stores._names import check_name
 from wanstore.stores.local import LocalStore
-from wanstore.stores.object._bucket import Bucket, Object
+from wanstore.stores.object._bucket import Bucket, Note
 
 _LOG = logging.getLogger("wanstore")
-_FILES = "files-"
+_REPAIR = "Run setup again with --replace"
+_SEAL_MAX_BYTES = 4096
+_FOLDER = re.compile(r"files-[0-9a-f]{32}")
 _FILES_AT_ONCE = 4
 ABANDONED_AFTER = datetime.timedelta(days=1)
-"""Files without a manifest are somebody's upload while the newest of them is younger."""
+"""A folder that nothing names is somebody's upload while its newest file is younger."""
+_RESUMED_UNTIL = ABANDONED_AFTER / 2
+"""An older upload begins anew: it would be finished while somebody deletes it."""
 
 
 class ObjectStore(WeightStore):
@@ -68,129 +74,145 @@ class ObjectStore(WeightStore):
         for name in self._bucket.folders(""):
             try:
                 pipelines.append(self.manifest(name))
-            except NotFoundError:  # it has no manifest
+            except NotFoundError:  # it has no seal
                 continue
             except (InvalidNameError, DamagedError, NotSupportedError) as error:
-                if not isinstance(error, InvalidNameError) or self._bucket.look(f"{name}/{MANIFEST_NAME}"):
+                if not isinstance(error, InvalidNameError) or self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES):
                     unreadable.append(Unreadable(name, reason_of(error)))
         return Listing(tuple(pipelines), tuple(unreadable))
 
     def manifest(self, name: str) -> Manifest:
-        place = _manifest_of(name)
-        try:
-            data = self._bucket.read(place, MANIFEST_MAX_BYTES)
-        except FileNotFoundError:
-            raise self._missing(name) from None
-        except ValueError as error:
-            raise DamagedError(
-                f"{self._url}/{place} is no manifest ({error})", "Run setup again with --replace"
-            ) from error
-        return parse_manifest(data, f"{self._url}/{place}", name)
+        return self._sealed(name)[1]
 
     @contextmanager
     def stage(self, name: str, *, replace: bool = False, resume: str | None = None) -> Iterator[Stage]:
-        before = self._bucket.look(_manifest_of(name))
+        before = self._read_seal(check_name(name))
         if before and not replace:
             raise AlreadyExistsError(
                 f"{self._url} already holds {name!r}", "Choose another name, or replace it with --replace"
             )
         with self._staging.stage(name, resume=resume) as inner:
-            yield RemoteStage(inner, lambda path, manifest: self._publish(path, manifest, before))
+            yield RemoteStage(inner, lambda _, manifest: self._publish(name, inner, manifest, before))
 
     def local_path(self, name: str) -> Path:
-        manifest = self.manifest(name)
         while True:
-            folder = _files_of(manifest)
+            folder, manifest = self._sealed(name)
 
-            def fetch(path: str, file: IO[bytes], advance: Callable[[int], None], folder: str = folder) -> None:
+            def fetch(path: str, file: IO[bytes], advance: Advance, folder: str = folder) -> None:
                 self._bucket.fetch(f"{folder}/{path}", file, advance)
 
             try:
                 return download(fetch, f"{self._url}/{name}", manifest, self._cache, self.progress)
             except DamagedError:
-                now = self.manifest(name)
-                if now.digest == manifest.digest:
+                if self._sealed(name)[0] == folder:  # else it was replaced while it came down
                     raise
-                manifest = now  # it was replaced while it came down: begin again with the new one
 
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
         """Every file comes down to be hashed and is dropped again: count on a download's time."""
         while True:
-            manifest = self.manifest(name)
-            folder = _files_of(manifest)
+            folder, manifest = self._sealed(name)
 
             def sha256(path: str, advance: Callable[[int], None], folder: str = folder) -> str | None:
                 return self._bucket.sha256(f"{folder}/{path}", advance)
 
             sizes = {path: one.size_bytes for path, one in self._bucket.objects(folder).items()}
-            report = verify_files(
-                manifest, {**sizes, MANIFEST_NAME: 0}, sha256, progress or Quiet(), at_once=_FILES_AT_ONCE
-            )
-            # What was replaced meanwhile may look like neither the old nor the new: begin again with the new one.
-            if report.ok or self.manifest(name).digest == manifest.digest:
+            report = verify_files(manifest, sizes, sha256, progress or Quiet(), at_once=_FILES_AT_ONCE)
+            if report.ok or self._sealed(name)[0] == folder:  # else it was replaced meanwhile
                 return report
 
     def delete(self, name: str) -> None:
-        if not self._bucket.look(_manifest_of(name)):
+        seal = self._read_seal(check_name(name))
+        if not seal:
             raise self._missing(name)
-        self._bucket.remove(_manifest_of(name))
-        self._clean_up(name)
+        self._bucket.remove(_seal_of(name))
+        try:
+            self._clean_up(self._folder_in(name, seal))
+        except DamagedError:  # it does not say which: a sweep finds it
+            return
 
     def free_bytes(self) -> int | None:
         """Of the cache's disk, where a stage is before it is uploaded."""
         return self._staging.free_bytes()
 
     def sweep(self) -> None:
-        """Drop what dead runs left in the local cache, and files that have been without a manifest for a day."""
+        """Drop what dead runs left in the local cache, and uploads that nothing has named for a day."""
         self._staging.sweep()
         for name in self._bucket.folders(""):
             try:
-                kept = _files_of(self.manifest(name))
-            except NotFoundError:
-                kept = ""
-            except WanstoreError:  # nobody can say which files are its own
+                seal = self._read_seal(check_name(name))
+                kept = self._folder_in(name, seal) if seal else ""
+            except (InvalidNameError, DamagedError):  # not ours, or nobody can say which it is
                 continue
-            for folder, objects in self._uploads(name).items():
-                age = datetime.datetime.now(datetime.UTC) - max(one.modified for one in objects.values())
-                if folder != kept and age > ABANDONED_AFTER:
-                    self._bucket.remove(*(f"{folder}/{path}" for path in objects))
+            for folder in self._uploads(name):
+                times = [one.modified for one in self._bucket.objects(folder).values()]
+                if folder != kept and times and datetime.datetime.now(datetime.UTC) - max(times) > ABANDONED_AFTER:
+                    self._clean_up(folder)
 
-    def _publish(self, path: Path, manifest: Manifest, before: Object | None) -> None:
-        check_against(path, manifest)
-        folder, place = _files_of(manifest), _manifest_of(manifest.name)
-        self._send(path, manifest, folder)
+    def _sealed(self, name: str) -> tuple[str, Manifest]:
+        """The folder that is the pipeline, and its manifest."""
+        while True:
+            seal = self._read_seal(check_name(name))
+            if not seal:
+                raise self._missing(name)
+            folder = self._folder_in(name, seal)
+            where = f"{self._url}/{folder}/{MANIFEST_NAME}"
+            try:
+                found = self._bucket.read(f"{folder}/{MANIFEST_NAME}", MANIFEST_MAX_BYTES)
+            except ValueError as error:
+                raise DamagedError(f"{where} is no manifest ({error})", _REPAIR) from error
+            if found:
+                return folder, parse_manifest(found.data, where, name)
+            now = self._read_seal(name)
+            if now and now.data == seal.data:  # else it was replaced between the two looks
+                raise DamagedError(f"{where} is missing", _REPAIR)
+
+    def _read_seal(self, name: str) -> Note | None:
         try:
-            self._bucket.replace(place, dump_manifest(manifest), before.version if before else None)
+            return self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES)
+        except ValueError as error:
+            raise DamagedError(f"{self._url}/{_seal_of(name)} is no seal ({error})", _REPAIR) from error
+
+    def _folder_in(self, name: str, seal: Note) -> str:
+        try:
+            folder = json.loads(seal.data)["folder"]
+        except (ValueError, TypeError, KeyError):
+            folder = None
+        if not (isinstance(folder, str) and _FOLDER.fullmatch(folder)):
+            raise DamagedError(f"{self._url}/{_seal_of(name)} names no folder", _REPAIR)
+        return f"{name}/{folder}"
+
+    def _publish(self, name: str, inner: Stage, manifest: Manifest, before: Note | None) -> None:
+        check_against(inner.path, manifest)
+        folder = _upload_of(name, inner.scratch)
+        self._send(inner.path, manifest, folder)
+        self._bucket.write(f"{folder}/{MANIFEST_NAME}", dump_manifest(manifest))
+        seal = json.dumps({"folder": folder.rpartition("/")[2]}).encode()
+        try:
+            self._bucket.replace(_seal_of(name), seal, before)
         except BusyError as error:
-            if not self._is_ours(manifest):  # a try that seemed to fail may have written it
+            now = self._read_seal(name)
+            if not (now and now.data == seal):  # else a try that seemed to fail has written it
+                self._clean_up(folder)
                 raise error if before else AlreadyExistsError(error.what, error.next_step) from error
-        if self._lacking(manifest, folder):  # deleted by somebody while they counted as there
-            self._bucket.remove(place)
-            raise BusyError(
-                f"{self._url}/{manifest.name} was deleted while it was written", "Run the same command again"
-            )
-        self._clean_up(manifest.name, keep=folder)
-
-    def _is_ours(self, manifest: Manifest) -> bool:
-        try:
-            return self.manifest(manifest.name).digest == manifest.digest
-        except WanstoreError:
-            return False
+        if before:
+            try:
+                self._clean_up(self._folder_in(name, before))
+            except DamagedError:  # it did not say which: a sweep finds it
+                return
 
     def _send(self, path: Path, manifest: Manifest, folder: str) -> None:
-        """Upload what is not there. Objects are whole, and the folder's name says what they are: sizes suffice."""
+        """Upload what is not there. Objects are whole, and nobody else writes into the folder: sizes suffice."""
         task = f"upload {manifest.name}"
         self.progress.start(task, manifest.size_bytes)
         lacking = self._lacking(manifest, folder)
 
-        def send(entry: FileEntry) -> None:
+        def send(entry: FileEntry, advance: Advance) -> None:
             if entry in lacking:
-                place = f"{folder}/{entry.path}"
-                self._bucket.send(path / entry.path, place, lambda count: self.progress.advance(task, count))
+                self._bucket.send(path / entry.path, f"{folder}/{entry.path}", advance)
             else:
-                self.progress.advance(task, entry.size_bytes)
+                advance(entry.size_bytes)
 
-        all_at_once(send, manifest.files)
+        all_at_once(send, manifest.files, lambda count: self.progress.advance(task, count))
         self.progress.finish(task)
         if lacking := self._lacking(manifest, folder):
             raise UnreachableError(
@@ -201,27 +223,36 @@ class ObjectStore(WeightStore):
         sizes = {path: one.size_bytes for path, one in self._bucket.objects(folder).items()}
         return tuple(entry for entry in manifest.files if sizes.get(entry.path) != entry.size_bytes)
 
-    def _clean_up(self, name: str, *, keep: str = "") -> None:
+    def _clean_up(self, folder: str) -> None:
         """Remove what readers no longer see. An error in it must not read as if nothing had changed."""
         try:
-            for folder, objects in self._uploads(name).items():
-                if folder != keep:
-                    self._bucket.remove(*(f"{folder}/{path}" for path in objects))
+            self._bucket.remove(*(f"{folder}/{path}" for path in self._bucket.objects(folder)))
         except WanstoreError as error:
-            _LOG.warning("%s: it is done, and the next setup removes what is left in the bucket (%s)", name, error)
+            _LOG.warning("%s: what was there before could not be deleted from the bucket (%s)", folder, error)
 
-    def _uploads(self, name: str) -> dict[str, dict[str, Object]]:
-        """Each folder of files that was sent for the name, and what is in it."""
-        folders = [f"{name}/{one}" for one in self._bucket.folders(name) if one.startswith(_FILES)]
-        return {folder: self._bucket.objects(folder) for folder in folders}
+    def _uploads(self, name: str) -> Iterable[str]:
+        """Each folder of files that was sent for the name."""
+        return [f"{name}/{one}" for one in self._bucket.folders(name) if _FOLDER.fullmatch(one)]
 
     def _missing(self, name: str) -> NotFoundError:
         return NotFoundError(f"There is no pipeline {name!r} in {self._url}", "See what is there with: wanstore list")
 
 
-def _manifest_of(name: str) -> str:
-    return f"{check_name(name)}/{MANIFEST_NAME}"
+def _seal_of(name: str) -> str:
+    return f"{name}/sealed.json"
 
 
-def _files_of(manifest: Manifest) -> str:
-    return f"{manifest.name}/{_FILES}{digest_of({'files': to_json(list(manifest.files))})[:16]}"
+def _upload_of(name: str, scratch: Path) -> str:
+    """The folder for an upload: that of the work that is resumed, while nobody takes it for abandoned."""
+    noted, now = scratch / "upload.json", datetime.datetime.now(datetime.UTC)
+    try:
+        found = json.loads(noted.read_text())
+        if now - datetime.datetime.fromisoformat(found["begun"]) < _RESUMED_UNTIL and _FOLDER.fullmatch(
+            found["folder"]
+        ):
+            return f"{name}/{found['folder']}"
+    except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one: send all of it again
+        pass
+    folder = f"files-{uuid.uuid4().hex}"
+    noted.write_text(json.dumps({"folder": folder, "begun": now.isoformat()}))
+    return f"{name}/{folder}"
