@@ -16,7 +16,14 @@ from tests.data.manifests import schema1_reader
 from wanstore._formats._json import digest_of, to_json
 from wanstore.building._artifacts import is_compiled, shapes_in
 from wanstore.errors import DamagedError, NotSupportedError
-from wanstore.manifest import MANIFEST_MAX_BYTES, SCHEMA_VERSION, dump_manifest, parse_manifest, read_manifest
+from wanstore.manifest import (
+    MANIFEST_MAX_BYTES,
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    dump_manifest,
+    parse_manifest,
+    read_manifest,
+)
 from wanstore.stores.local import LocalStore
 from wanstore.testing.stores import put
 
@@ -152,12 +159,23 @@ def test_what_is_no_manifest_is_damage(data: bytes) -> None:
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("path", ["../a", "/a", "a/../b", "a\\b", "a\0b", "", "a\x1b[2J", "\ud800"])
+@pytest.mark.parametrize(
+    "path", ["../a", "/a", "a/../b", "a\\b", "a\0b", "", "a\x1b[2J", "\ud800", "./a", "a//b", "a/"]
+)
 def test_paths_that_leave_the_folder_or_hide_in_it_are_damage(path: str) -> None:
     """Also in a document whose digest is right."""
     document = newest()
     document["files"][0]["path"] = path
     with pytest.raises(DamagedError, match=r"files\[0\]"):
+        parse_manifest(signed(document), "it", "w")
+
+
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a/b"), (MANIFEST_NAME, "a"), (f"{MANIFEST_NAME}/a", "a")])
+def test_files_that_take_one_place_are_damage(paths: tuple[str, str]) -> None:
+    """No folder can hold both."""
+    document = newest()
+    document["files"] = [{**document["files"][0], "path": path} for path in paths]
+    with pytest.raises(DamagedError, match="not a whole manifest"):
         parse_manifest(signed(document), "it", "w")
 
 

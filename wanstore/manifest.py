@@ -34,9 +34,18 @@ _REMEDY = "Run setup again with --replace"
 
 def _inside(_: object, __: object, value: str) -> None:
     """A file's path stays inside its folder, whatever the JSON says."""
-    parts = PurePosixPath(value).parts
-    if not parts or value.startswith("/") or ".." in parts or "\\" in value or not value.isprintable():
+    path = PurePosixPath(value)
+    spelled = str(path) == value and path.parts  # "a//b" is no other file than "a/b"
+    if not spelled or value.startswith("/") or ".." in path.parts or "\\" in value or not value.isprintable():
         raise ValueError(f"{value!r} is not a path inside the folder")
+
+
+def _apart(_: object, __: object, value: tuple[FileEntry, ...]) -> None:
+    """No file has the place of another, nor of the folder that another is in; nor that of the manifest."""
+    places = [MANIFEST_NAME, *(entry.path for entry in value)]
+    folders = {str(folder) for place in places for folder in PurePosixPath(place).parents}
+    if len(set(places)) < len(places) or folders & set(places):
+        raise ValueError("two files have one place")
 
 
 @attrs.frozen
@@ -129,7 +138,7 @@ class Manifest:
     created_at: str
     source: SourceRecord
     conversion: ConversionRecord
-    files: tuple[FileEntry, ...]
+    files: tuple[FileEntry, ...] = attrs.field(validator=_apart)
     versions: dict[str, str]
     notes: dict[str, str] = attrs.field(factory=dict)
     schema_version: int = SCHEMA_VERSION

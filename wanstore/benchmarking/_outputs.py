@@ -33,7 +33,7 @@ def check_replaces(page: Path, environment: Environment | None) -> None:
         old = BenchmarkReport.from_json(beside.read_bytes()).environment
     except FileNotFoundError:
         return
-    except WanstoreError:
+    except (WanstoreError, OSError, RecursionError):  # a folder, or brackets without end
         old = None
     if _measured_on(old) != _measured_on(environment):
         raise AlreadyExistsError(

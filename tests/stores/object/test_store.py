@@ -269,6 +269,19 @@ def test_a_service_that_refuses_now_and_then_delays_and_no_more(s3: S3, store: O
     assert store.list() == Listing()
 
 
+def test_a_service_without_conditional_writes_is_told(s3: S3, store: ObjectStore) -> None:
+    """Without them two writers could not be told apart."""
+
+    def know_no_condition(request: dict[str, Any], start: Callable[..., Any]) -> Answer | None:
+        conditional = "HTTP_IF_NONE_MATCH" in request or "HTTP_IF_MATCH" in request
+        return refuse(start, "501 Not Implemented", "NotImplemented") if conditional else None
+
+    s3.fault = know_no_condition
+    with pytest.raises(NotSupportedError, match="conditional writes"):
+        put(store, "w")
+    assert store.list() == Listing()
+
+
 def test_a_body_that_breaks_off_is_fetched_again(s3: S3, store: ObjectStore) -> None:
     """Half of it, then nothing: by `local_path` and by `verify`."""
     put(store, "w", {"a": BIG})

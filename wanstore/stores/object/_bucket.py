@@ -135,14 +135,17 @@ class Bucket:
         Raises `BusyError` if another is there, or none any more. A try that failed may have written it all the same.
         """
         exceptions = self._obstore.exceptions
-        try:
-            self._retrying(
-                lambda: self._obstore.put(self._store, place, data, mode="create" if before is None else before.version)
-            )
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError) as error:
-            raise BusyError(
-                f"{self.url}/{place} was written by somebody else meanwhile", "Look at it, try again"
-            ) from error
+
+        def attempt() -> None:
+            try:
+                self._obstore.put(self._store, place, data, mode="create" if before is None else before.version)
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError, FileNotFoundError) as error:
+                raise BusyError(
+                    f"{self.url}/{place} was written by somebody else meanwhile",
+                    "See what is there with: wanstore list",
+                ) from error
+
+        self._retrying(attempt)
 
     def write(self, place: str, data: bytes) -> None:
         """Write a small object, whatever is there."""
@@ -252,8 +255,6 @@ class Bucket:
             raise DamagedError(
                 f"{self.url} holds an object that cannot be named ({_told(error)})", "Rename or delete it"
             ) from error
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):  # a conditional write's
-            raise
         except exceptions.BaseError as error:
             if _INSTANCE.search(str(error)):
                 raise AccessError(
@@ -262,6 +263,11 @@ class Bucket:
                 ) from error
             if "NoSuchBucket" in str(error):
                 raise self._no_bucket() from error
+            if "501 Not Implemented" in str(error):
+                raise NotSupportedError(
+                    f"{self.url} does not do what a store needs ({_told(error)})",
+                    "Use a service with conditional writes: PUT with If-Match and If-None-Match",
+                ) from error
             raise UnreachableError(
                 f"{self.url} did not respond correctly ({_told(error)})", "Run the same command again: it resumes"
             ) from error
