@@ -26,12 +26,12 @@ from wanstore.errors import (
     NotSupportedError,
     UnreachableError,
 )
+from wanstore.stores._cache import Advance
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
 T = TypeVar("T")
-Advance = Callable[[int], None]
 
 PIECE_BYTES = 8 << 20
 """Fetched or sent by one request. Of each file, as many as are under way are in memory."""
@@ -69,10 +69,11 @@ class Note:
 
 
 class Bucket:
-    """What is below `url`. Places are relative to it, with slashes; a missing one raises `FileNotFoundError`.
+    """What is below `url`. Places are relative to it, with slashes.
 
-    Raises `NotSupportedError` without obstore, or if the URL has an option that is not known, `NotFoundError` when the
-    bucket is missing, `AccessError` when it is closed, and `UnreachableError` when trying again did not help.
+    Raises `InvalidNameError` if the URL names no bucket, and `NotSupportedError` without obstore. Every method raises
+    `NotFoundError` when the bucket is missing, `AccessError` when it is closed, `UnreachableError` when trying again
+    did not help, and `DamagedError` for an object whose key is no path.
     """
 
     def __init__(self, url: str) -> None:
@@ -167,7 +168,7 @@ class Bucket:
         self._counting(attempt, advance)
 
     def fetch(self, place: str, file: IO[bytes], advance: Advance) -> None:
-        """Write the object at `place` into `file`, pieces at a time; `advance` as in `send`."""
+        """Write an object into `file`, some pieces at a time; `advance` as in `send`. Raises `FileNotFoundError`."""
         size = self._retrying(lambda: self._obstore.head(self._store, place))["size"]
 
         def piece(start: int) -> None:
