@@ -193,6 +193,10 @@ def test_an_upload_that_nobody_finishes_is_swept_after_a_day(
     store.sweep()
     assert s3.sizes() == before
     monkeypatch.setattr(_store, "ABANDONED_AFTER", datetime.timedelta(0))
+    put(store, "w")
+    assert [key for key in s3.sizes() if abandoned in key] == [f"wan/sealed/{abandoned}/vae/x"], (
+        "by who writes the name"
+    )
     store.sweep()
     assert not any(abandoned in key for key in s3.sizes()) and store.verify("sealed").ok
 
@@ -226,6 +230,10 @@ def test_a_seal_that_names_no_folder_is_damage(s3: S3, store: ObjectStore, seal:
     listing = store.list()
     assert listing.pipelines == (good,) and [one.name for one in listing.unreadable] == ["bad"]
     store.sweep()
+    assert put(store, "bad", replace=True) == store.manifest("bad")
+    s3.client.put_object(Bucket=s3.bucket, Key="wan/bad/sealed.json", Body=seal)
+    store.delete("bad")
+    assert store.list() == Listing((good,))
 
 
 @pytest.mark.parametrize("way", ["up", "down"])

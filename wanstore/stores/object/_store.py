@@ -91,6 +91,7 @@ class ObjectStore(WeightStore):
             raise AlreadyExistsError(
                 f"{self._url} already holds {name!r}", "Choose another name, or replace it with --replace"
             )
+        self._drop_abandoned(name, before)
         with self._staging.stage(name, resume=resume) as inner:
             yield RemoteStage(inner, lambda _, manifest: self._publish(name, inner, manifest, before))
 
@@ -139,14 +140,19 @@ class ObjectStore(WeightStore):
         self._staging.sweep()
         for name in self._bucket.folders(""):
             try:
-                seal = self._read_seal(check_name(name))
-                kept = self._folder_in(name, seal) if seal else ""
-            except (InvalidNameError, DamagedError):  # not ours, or nobody can say which it is
+                self._drop_abandoned(name, self._read_seal(check_name(name)))
+            except InvalidNameError:  # not ours
                 continue
-            for folder in self._uploads(name):
-                times = [one.modified for one in self._bucket.objects(folder).values()]
-                if folder != kept and times and datetime.datetime.now(datetime.UTC) - max(times) > ABANDONED_AFTER:
-                    self._clean_up(folder)
+
+    def _drop_abandoned(self, name: str, seal: Note | None) -> None:
+        try:
+            kept = self._folder_in(name, seal) if seal else ""
+        except DamagedError:  # nobody can say which it is
+            return
+        for folder in self._uploads(name):
+            times = [one.modified for one in self._bucket.objects(folder).values()]
+            if folder != kept and times and datetime.datetime.now(datetime.UTC) - max(times) > ABANDONED_AFTER:
+                self._clean_up(folder)
 
     def _sealed(self, name: str) -> tuple[str, Manifest]:
         """The folder that is the pipeline, and its manifest."""
@@ -156,10 +162,7 @@ class ObjectStore(WeightStore):
                 raise self._missing(name)
             folder = self._folder_in(name, seal)
             where = f"{self._url}/{folder}/{MANIFEST_NAME}"
-            try:
-                found = self._bucket.read(f"{folder}/{MANIFEST_NAME}", MANIFEST_MAX_BYTES)
-            except ValueError as error:
-                raise DamagedError(f"{where} is no manifest ({error})", _REPAIR) from error
+            found = self._bucket.read(f"{folder}/{MANIFEST_NAME}", MANIFEST_MAX_BYTES)
             if found:
                 return folder, parse_manifest(found.data, where, name)
             now = self._read_seal(name)
@@ -167,10 +170,7 @@ class ObjectStore(WeightStore):
                 raise DamagedError(f"{where} is missing", _REPAIR)
 
     def _read_seal(self, name: str) -> Note | None:
-        try:
-            return self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES)
-        except ValueError as error:
-            raise DamagedError(f"{self._url}/{_seal_of(name)} is no seal ({error})", _REPAIR) from error
+        return self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES)
 
     def _folder_in(self, name: str, seal: Note) -> str:
         try:
