@@ -1,6 +1,6 @@
 """float32 to float16, wanstore against its peers, each in a fresh process on the same source.
 
-    python benchmarks/conversion.py WORKFOLDER [--text-encoder-layers 0] [--runs 4]
+    python benchmarks/conversion.py WORKFOLDER [--text-encoder-layers 0] [--runs 4] [--only WAY ...] [--warm]
 
 Makes a source of the real shapes with random weights in WORKFOLDER (10.4 GB without text encoder layers, its
 embedding alone; 28.9 GB with the real 24; needs twice that on disk), then converts it in turn by each way, with
@@ -83,7 +83,7 @@ def measure(way: str, source: Path, target: Path, *, cold: bool) -> tuple[float,
     return time.perf_counter() - began, int(peak) * 1024 / 1e9
 
 
-def compare(folder: Path, layers: int, runs: int) -> None:
+def compare(folder: Path, layers: int, runs: int, ways: list[str], states: list[str]) -> None:
     source = folder / f"source-{layers}"
     if not (source / "made").exists():
         from full_size import make_full_size
@@ -91,26 +91,24 @@ def compare(folder: Path, layers: int, runs: int) -> None:
         make_full_size(source, text_encoder_layers=layers)
         (source / "made").touch()
     size = sum(path.stat().st_size for path in source.rglob("*.safetensors"))
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {way: {"warm": [], "cold": []} for way in WAYS}
-    # In changing order: a machine may hand out memory quickly after a run that had taken much of it.
-    orders = itertools.islice(itertools.cycle(itertools.permutations(WAYS)), runs)
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {way: {state: [] for state in states} for way in ways}
+    orders = itertools.islice(itertools.cycle(itertools.permutations(ways)), runs)
     for order in orders:
-        for cold in (False, True):
+        for state in states:
             for way in order:
-                state = "cold" if cold else "warm"
-                found[way][state].append(measure(way, source, folder / "target", cold=cold))
+                found[way][state].append(measure(way, source, folder / "target", cold=state == "cold"))
                 print(f"{way}, {state}: {found[way][state][-1]}", file=sys.stderr)
     shutil.rmtree(folder / "target")
     (folder / f"conversion-{layers}.json").write_text(json.dumps(found, indent=2))
     print(f"{size / 1e9:.1f} GB of float32, {os.cpu_count()} cores, median of {runs}\n")
-    print("| way | warm s | cold s | peak memory GB | warm, times wanstore | cold, times wanstore |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    base = {state: statistics.median(s for s, _ in found["wanstore"][state]) for state in ("warm", "cold")}
-    for way, states in found.items():
-        warm, cold_s = (statistics.median(seconds for seconds, _ in states[state]) for state in ("warm", "cold"))
-        peak = max(gb for runs_ in states.values() for _, gb in runs_)
-        ratios = f"{warm / base['warm']:.2f} | {cold_s / base['cold']:.2f}"
-        print(f"| {way} | {warm:.1f} | {cold_s:.1f} | {peak:.2f} | {ratios} |")
+    columns = [*(f"{state} s" for state in states), "peak memory GB", *(f"{state}, times wanstore" for state in states)]
+    print(f"| way | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
+    middle = {way: {state: statistics.median(s for s, _ in found[way][state]) for state in states} for way in ways}
+    for way in ways:
+        peak = max(gb for rows in found[way].values() for _, gb in rows)
+        seconds = [f"{middle[way][state]:.1f}" for state in states]
+        ratios = [f"{middle[way][state] / middle['wanstore'][state]:.2f}" for state in states]
+        print(f"| {way} | {' | '.join([*seconds, f'{peak:.2f}', *ratios])} |")
 
 
 if __name__ == "__main__":
@@ -118,6 +116,8 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text-encoder-layers", type=int, default=0)
     parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="and wanstore")
+    parser.add_argument("--warm", action="store_true", help="only with the source in page cache")
     parser.add_argument("--run", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -125,4 +125,6 @@ if __name__ == "__main__":
         WAYS[options.run](options.folder, options.target)
         print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
     else:
-        compare(options.folder, options.text_encoder_layers, options.runs)
+        ways = list(dict.fromkeys(["wanstore", *options.only]))
+        states = ["warm"] if options.warm else ["warm", "cold"]
+        compare(options.folder, options.text_encoder_layers, options.runs, ways, states)
