@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -17,16 +15,13 @@ from wanstore._files import hash_file
 from wanstore.errors import AlreadyExistsError, DamagedError
 from wanstore.interfaces import Progress, Stage
 from wanstore.manifest import FileEntry, Manifest
+from wanstore.stores._transfers import Advance, all_at_once
 from wanstore.stores.local import LocalStore
 
 CACHE_VARIABLE = "WANSTORE_CACHE"
 """The folder for downloads and stages, instead of the platform's cache folder."""
-_FILES_AT_ONCE = 4
-"""Files on their way; several blocks of each are moved at a time."""
-
 _REPAIR = "Run setup again with --replace"
 
-Advance = Callable[[int], None]
 Fetch = Callable[[str, IO[bytes], Advance], None]
 """Writes the stored file at a path into an open one, and says how much came; negative for what has to come again."""
 
@@ -83,29 +78,6 @@ def download(fetch: Fetch, where: str, manifest: Manifest, cache: Path, progress
     except AlreadyExistsError:  # another run was quicker
         pass
     return local.local_path(name)
-
-
-def all_at_once(work: Callable[[FileEntry, Advance], None], entries: Iterable[FileEntry], advance: Advance) -> None:
-    """Do it for some files at a time; `work` says how much it has moved. What it raises first is raised here.
-
-    Then, and on Ctrl-C, no file is begun any more, and the others end when they next say something.
-    """
-    stopped = threading.Event()
-
-    def advance_unless_stopped(amount: int) -> None:
-        if stopped.is_set():
-            raise InterruptedError("another file failed")
-        advance(amount)
-
-    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        futures = [pool.submit(work, entry, advance_unless_stopped) for entry in entries]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _no_longer_than(entry: FileEntry, where: str, advance: Advance) -> Advance:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -15,9 +12,9 @@ from wanstore._files import bytes_below, free_bytes, hash_file, open_regular
 from wanstore.errors import ChangedError, DamagedError, DiskFullError, NotFoundError, NotSupportedError
 from wanstore.interfaces import Progress, Stage, WeightStore
 from wanstore.manifest import FileEntry, Manifest
+from wanstore.stores._transfers import Advance, all_at_once
 
 _BLOCK_BYTES = 4 << 20
-_FILES_AT_ONCE = 4
 
 
 def copy_pipeline(
@@ -60,23 +57,13 @@ def _check_space(stage: Stage, manifest: Manifest) -> None:
 
 
 def _copy_files(folder: Path, stage: Stage, manifest: Manifest, progress: Progress) -> None:
-    task, stop = f"copy {manifest.name}", threading.Event()
+    task = f"copy {manifest.name}"
     progress.start(task, manifest.size_bytes)
-    with ThreadPoolExecutor(min(_FILES_AT_ONCE, os.cpu_count() or 1)) as pool:
-        copies = [
-            pool.submit(_copy_file, folder, stage, entry, partial(progress.advance, task), stop)
-            for entry in manifest.files
-        ]
-        try:
-            for copied in copies:
-                copied.result()
-        finally:
-            stop.set()  # a file has gigabytes: an error in one, or Ctrl-C, does not wait for the others
-            pool.shutdown(cancel_futures=True)
+    all_at_once(partial(_copy_file, folder, stage), manifest.files, partial(progress.advance, task))
     progress.finish(task)
 
 
-def _copy_file(folder: Path, stage: Stage, entry: FileEntry, advance: partial[None], stop: threading.Event) -> None:
+def _copy_file(folder: Path, stage: Stage, entry: FileEntry, advance: Advance) -> None:
     """Copy one file, hashed in passing; a whole one of an earlier run stays."""
     target = stage.path / entry.path
     if target.is_file() and target.stat().st_size == entry.size_bytes and hash_file(target) == entry.sha256:
@@ -86,12 +73,10 @@ def _copy_file(folder: Path, stage: Stage, entry: FileEntry, advance: partial[No
     draft = stage.scratch / hashlib.sha256(entry.path.encode()).hexdigest()
     found, block = hashlib.sha256(), memoryview(bytearray(_BLOCK_BYTES))
     with _open(folder / entry.path) as file, draft.open("wb") as written:
-        while (count := file.readinto(block)) and not stop.is_set():
+        while count := file.readinto(block):
             found.update(block[:count])
             written.write(block[:count])
             advance(count)
-    if stop.is_set():
-        return
     if found.hexdigest() != entry.sha256:
         raise DamagedError(
             f"{folder / entry.path} is not what its manifest says: its SHA-256 is another",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from wanstore._error_translation import unreadable
+from wanstore._error_translation import reason_of, unreadable
 from wanstore._files import HASHED_AT_ONCE, files_below, hash_file
-from wanstore.errors import DamagedError
-from wanstore.interfaces import Progress, Quiet, VerifyReport
+from wanstore.errors import DamagedError, InvalidNameError, NotFoundError, NotSupportedError
+from wanstore.interfaces import Listing, Progress, Quiet, Unreadable, VerifyReport
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest
 
 
@@ -87,3 +87,17 @@ def verify_files(
         missing=tuple(sorted(listed - sizes.keys())),
         extra=tuple(sorted(sizes.keys() - listed)),
     )
+
+
+def list_named(names: Iterable[str], manifest: Callable[[str], Manifest], is_taken: Callable[[str], object]) -> Listing:
+    """What a remote store holds under `names`; `is_taken` says of a name that none may have whether it is one."""
+    pipelines, unreadable = [], []
+    for name in names:
+        try:
+            pipelines.append(manifest(name))
+        except NotFoundError:  # nothing is sealed there
+            continue
+        except (InvalidNameError, DamagedError, NotSupportedError) as error:
+            if not isinstance(error, InvalidNameError) or is_taken(name):
+                unreadable.append(Unreadable(name, reason_of(error)))
+    return Listing(tuple(pipelines), tuple(unreadable))

@@ -29,6 +29,7 @@ from wanstore.errors import (
     UnreachableError,
 )
 from wanstore.interfaces import Listing, WeightStore
+from wanstore.stores import _transfers
 from wanstore.stores.modal import ModalVolumeStore
 from wanstore.stores.modal import _client as modal_client
 from wanstore.stores.modal import _lease as modal_lease
@@ -53,7 +54,7 @@ def version(request: pytest.FixtureRequest) -> int:
 def store(control: ControlPlane, client: Any, version: int, monkeypatch: pytest.MonkeyPatch) -> ModalVolumeStore:
     """A store from outside, on an empty Volume of either version; its pauses are short."""
     control.volumes.create("models", version)
-    monkeypatch.setattr(modal_client, "RETRY_DELAYS_SECONDS", (0.01,))
+    monkeypatch.setattr(_transfers, "RETRY_DELAYS_SECONDS", (0.01,))
     return ModalVolumeStore(URL, client=client)
 
 

@@ -29,7 +29,7 @@ from wanstore.errors import (
     WanstoreError,
 )
 from wanstore.interfaces import Listing, WeightStore
-from wanstore.stores import open_store
+from wanstore.stores import _transfers, open_store
 from wanstore.stores.local import LocalStore
 from wanstore.stores.object import ObjectStore, _bucket, _store
 from wanstore.testing import WeightStoreTests
@@ -42,7 +42,7 @@ BIG = os.urandom(3 << 20)
 @pytest.fixture
 def store(s3: S3, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """An empty store whose pauses are short and whose pieces are small: the least that S3 takes."""
-    monkeypatch.setattr(_bucket, "RETRY_DELAYS_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(_transfers, "RETRY_DELAYS_SECONDS", (0.01, 0.01))
     return ObjectStore(f"s3://{s3.bucket}/wan")
 
 

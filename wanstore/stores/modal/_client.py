@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from wanstore._error_translation import in_one_line
 from wanstore.errors import AccessError, NotFoundError, NotSupportedError, UnreachableError, WanstoreError
+from wanstore.stores import _transfers
+from wanstore.stores._transfers import Advance, taking_back
 
 if TYPE_CHECKING:
     import modal
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _FILE, _DIRECTORY = 1, 2  # of modal.types.FileEntryType, which may not be there to import
-
-RETRY_DELAYS_SECONDS = (0.5, 2.0, 8.0)
-"""The client tries a call or a block several times within seconds; these are for outages that last longer."""
 
 
 def import_modal() -> Any:
@@ -75,31 +73,7 @@ def plain_modal_errors() -> Iterator[None]:
 
 def retrying(operation: Callable[[], T]) -> T:
     """What `operation` returns, tried again with growing pauses while Modal cannot be reached."""
-    for delay in RETRY_DELAYS_SECONDS:
-        try:
-            with plain_modal_errors():
-                return operation()
-        except UnreachableError:
-            time.sleep(delay)
-    with plain_modal_errors():
-        return operation()
-
-
-def _counting(attempt: Callable[[Callable[[int], None]], T], advance: Callable[[int], None]) -> T:
-    """Retry `attempt`; each retry takes back what the last one had counted."""
-    counted = 0
-
-    def count(amount: int) -> None:
-        nonlocal counted
-        counted += amount
-        advance(amount)
-
-    def attempt_again() -> T:
-        if counted:
-            count(-counted)
-        return attempt(count)
-
-    return retrying(attempt_again)
+    return _transfers.retrying(operation, plain_modal_errors)
 
 
 class RemoteVolume:
@@ -174,25 +148,25 @@ class RemoteVolume:
 
         return retrying(attempt)
 
-    def fetch(self, path: str, file: IO[bytes], advance: Callable[[int], None]) -> None:
+    def fetch(self, path: str, file: IO[bytes], advance: Advance) -> None:
         """Write the file at `path` into `file`. `advance` receives bytes, negative for those to be read again."""
         volume = self._volume()
 
-        def attempt(count: Callable[[int], None]) -> None:
+        def attempt(count: Advance) -> None:
             file.seek(0)
             file.truncate()
             volume.read_file_into_fileobj(path, file, progress_cb=lambda *, advance=0, **_: count(advance))
 
-        _counting(attempt, advance)
+        retrying(taking_back(attempt, advance))
 
-    def sha256(self, path: str, advance: Callable[[int], None]) -> str | None:
+    def sha256(self, path: str, advance: Advance) -> str | None:
         """SHA-256 of the file at `path`, which passes through memory block by block; `advance` as in `fetch`.
 
         None when the file is missing.
         """
         volume = self._volume()
 
-        def attempt(count: Callable[[int], None]) -> str:
+        def attempt(count: Advance) -> str:
             digest = hashlib.sha256()
             for block in volume.read_file(path):
                 digest.update(block)
@@ -200,7 +174,7 @@ class RemoteVolume:
             return digest.hexdigest()
 
         try:
-            return _counting(attempt, advance)
+            return retrying(taking_back(attempt, advance))
         except FileNotFoundError:
             return None
 

@@ -26,8 +26,8 @@ from wanstore.errors import (
 from wanstore.interfaces import Listing, Progress, Stage, VerifyReport, WeightStore
 from wanstore.manifest import Manifest
 from wanstore.stores._folder import has_manifest
+from wanstore.stores._transfers import RETRY_DELAYS_SECONDS
 from wanstore.stores.local import LocalStore
-from wanstore.stores.modal._client import RETRY_DELAYS_SECONDS
 from wanstore.stores.modal._lease import Lease, current_holder
 
 T = TypeVar("T")

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wanstore._error_translation import reason_of
-from wanstore.errors import BusyError, DamagedError, InvalidNameError, NotFoundError, NotSupportedError
-from wanstore.interfaces import Listing, Progress, Quiet, Stage, Unreadable, VerifyReport, WeightStore
+from wanstore.errors import BusyError, DamagedError, NotFoundError
+from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, parse_manifest
 from wanstore.stores._cache import RemoteStage, download
-from wanstore.stores._folder import check_against, verify_files
+from wanstore.stores._folder import check_against, list_named, verify_files
 from wanstore.stores._names import check_name
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal._blocks import Places, Upload, check_free, is_sealed, remove
@@ -42,16 +41,7 @@ class RemoteStore(WeightStore):
             names = self._volume.folders(self._prefix)
         except (NotFoundError, FileNotFoundError):
             return Listing()
-        pipelines, unreadable = [], []
-        for name in names:
-            try:
-                pipelines.append(self.manifest(name))
-            except NotFoundError:  # it has no manifest
-                continue
-            except (InvalidNameError, DamagedError, NotSupportedError) as error:
-                if not isinstance(error, InvalidNameError) or self._volume.exists(Places(self._prefix, name).manifest):
-                    unreadable.append(Unreadable(name, reason_of(error)))
-        return Listing(tuple(pipelines), tuple(unreadable))
+        return list_named(names, self.manifest, lambda name: self._volume.exists(Places(self._prefix, name).manifest))
 
     def manifest(self, name: str) -> Manifest:
         places = self._places(name)

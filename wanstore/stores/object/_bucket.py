@@ -6,9 +6,7 @@ import datetime
 import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,7 @@ from wanstore.errors import (
     NotSupportedError,
     UnreachableError,
 )
-from wanstore.stores._cache import Advance
+from wanstore.stores._transfers import Advance, all_at_once, retrying, taking_back
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -36,8 +34,6 @@ T = TypeVar("T")
 PIECE_BYTES = 8 << 20
 """Fetched or sent by one request. Of each file, as many as are under way are in memory."""
 _PIECES_AT_ONCE = 4
-RETRY_DELAYS_SECONDS = (0.5, 2.0, 8.0)
-"""obstore tries a request again for some seconds; these are for outages that last longer."""
 _RETRY_TIME = datetime.timedelta(seconds=30)
 _SILENCE = datetime.timedelta(seconds=60)
 """Longest without a byte. A piece that is sent has as long for all of it: so on a slow line it must not be large."""
@@ -163,13 +159,13 @@ class Bucket:
                     self._store, place, _pieces(file, count), chunk_size=PIECE_BYTES, max_concurrency=_PIECES_AT_ONCE
                 )
 
-        self._counting(attempt, advance)
+        self._retrying(taking_back(attempt, advance))
 
     def fetch(self, place: str, file: IO[bytes], advance: Advance) -> None:
         """Write an object into `file`, some pieces at a time; `advance` as in `send`. Raises `FileNotFoundError`."""
         size = self._retrying(lambda: self._obstore.head(self._store, place))["size"]
 
-        def piece(start: int) -> None:
+        def piece(start: int, count: Advance) -> None:
             length = min(PIECE_BYTES, size - start)
 
             def attempt() -> Any:
@@ -179,16 +175,9 @@ class Bucket:
             while view:
                 done = os.pwrite(file.fileno(), view, position)
                 view, position = view[done:], position + done
-            advance(length)
+            count(length)
 
-        with ThreadPoolExecutor(_PIECES_AT_ONCE) as pool:
-            futures = [pool.submit(piece, start) for start in range(0, size, PIECE_BYTES)]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        all_at_once(piece, range(0, size, PIECE_BYTES), advance, at_once=_PIECES_AT_ONCE)
 
     def sha256(self, place: str, advance: Advance) -> str | None:
         """SHA-256 of an object, which passes through memory; None when it is missing. `advance` as in `send`."""
@@ -201,7 +190,7 @@ class Bucket:
             return digest.hexdigest()
 
         try:
-            return self._counting(attempt, advance)
+            return self._retrying(taking_back(attempt, advance))
         except FileNotFoundError:
             return None
 
@@ -213,32 +202,8 @@ class Bucket:
             except FileNotFoundError:
                 continue
 
-    def _counting(self, attempt: Callable[[Advance], T], advance: Advance) -> T:
-        """Retry `attempt`; each retry takes back what the last one had counted."""
-        counted = 0
-
-        def count(amount: int) -> None:
-            nonlocal counted
-            counted += amount
-            advance(amount)
-
-        def attempt_again() -> T:
-            if counted:
-                count(-counted)
-            return attempt(count)
-
-        return self._retrying(attempt_again)
-
     def _retrying(self, operation: Callable[[], T]) -> T:
-        """What `operation` returns, tried again with growing pauses while the service cannot be reached."""
-        for delay in RETRY_DELAYS_SECONDS:
-            try:
-                with self._plain_errors():
-                    return operation()
-            except UnreachableError:
-                time.sleep(delay)
-        with self._plain_errors():
-            return operation()
+        return retrying(operation, self._plain_errors)
 
     @contextmanager
     def _plain_errors(self) -> Iterator[None]:

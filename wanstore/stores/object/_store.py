@@ -17,27 +17,26 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from wanstore._error_translation import reason_of
 from wanstore.errors import (
     AlreadyExistsError,
     BusyError,
     DamagedError,
     InvalidNameError,
     NotFoundError,
-    NotSupportedError,
     UnreachableError,
     WanstoreError,
 )
-from wanstore.interfaces import Listing, Progress, Quiet, Stage, Unreadable, VerifyReport, WeightStore
+from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, FileEntry, Manifest, dump_manifest, parse_manifest
-from wanstore.stores._cache import Advance, RemoteStage, all_at_once, cache_folder, download
-from wanstore.stores._folder import check_against, verify_files
+from wanstore.stores._cache import RemoteStage, cache_folder, download
+from wanstore.stores._folder import check_against, list_named, verify_files
 from wanstore.stores._names import check_name
+from wanstore.stores._transfers import FILES_AT_ONCE, Advance, all_at_once
 from wanstore.stores.local import LocalStore
 from wanstore.stores.object._bucket import Bucket, Note
 
@@ -45,7 +44,6 @@ _LOG = logging.getLogger("wanstore")
 _REPAIR = "Run setup again with --replace"
 _SEAL_MAX_BYTES = 4096
 _FOLDER = re.compile(r"files-[0-9a-f]{32}")
-_FILES_AT_ONCE = 4
 ABANDONED_AFTER = datetime.timedelta(days=1)
 """A folder that nothing names is somebody's upload while its newest file is younger."""
 _RESUMED_UNTIL = ABANDONED_AFTER / 2
@@ -70,16 +68,9 @@ class ObjectStore(WeightStore):
         return self._url
 
     def list(self) -> Listing:
-        pipelines, unreadable = [], []
-        for name in self._bucket.folders(""):
-            try:
-                pipelines.append(self.manifest(name))
-            except NotFoundError:  # it has no seal
-                continue
-            except (InvalidNameError, DamagedError, NotSupportedError) as error:
-                if not isinstance(error, InvalidNameError) or self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES):
-                    unreadable.append(Unreadable(name, reason_of(error)))
-        return Listing(tuple(pipelines), tuple(unreadable))
+        return list_named(
+            self._bucket.folders(""), self.manifest, lambda name: self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES)
+        )
 
     def manifest(self, name: str) -> Manifest:
         return self._sealed(name)[1]
@@ -113,11 +104,11 @@ class ObjectStore(WeightStore):
         while True:
             folder, manifest = self._sealed(name)
 
-            def sha256(path: str, advance: Callable[[int], None], folder: str = folder) -> str | None:
+            def sha256(path: str, advance: Advance, folder: str = folder) -> str | None:
                 return self._bucket.sha256(f"{folder}/{path}", advance)
 
             sizes = {path: one.size_bytes for path, one in self._bucket.objects(folder).items()}
-            report = verify_files(manifest, sizes, sha256, progress or Quiet(), at_once=_FILES_AT_ONCE)
+            report = verify_files(manifest, sizes, sha256, progress or Quiet(), at_once=FILES_AT_ONCE)
             if report.ok or self._sealed(name)[0] == folder:  # else it was replaced meanwhile
                 return report
 
