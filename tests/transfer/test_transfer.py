@@ -29,7 +29,7 @@ from wanstore.transfer import _registered as registered
 from wanstore.transfer import _to_cuda as to_cuda
 from wanstore.transfer import _transfer as transfers
 from wanstore.transfer._chunk_queue import ChunkQueue
-from wanstore.transfer._cuda_driver import CudaDriver
+from wanstore.transfer._cuda_driver import CudaDriver, call_for_each
 from wanstore.transfer._layout import BufferLayout, lay_out_buffers, lay_out_files
 from wanstore.transfer._read_queue import ThreadReadQueue
 from wanstore.transfer._readers import FileReader, MemoryReader
@@ -138,6 +138,9 @@ class HostAsGpu:
 
     def unpin(self, address: int) -> None:
         del self.pinned[address]
+
+    def unpin_all(self, addresses: list[int]) -> None:
+        call_for_each(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.unpin), addresses)
 
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         assert any(start <= source and source + size <= start + length for start, length in self.pinned.items())

@@ -7,6 +7,8 @@ ones keep the lock.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -56,12 +58,19 @@ class CudaDriver:
         return not asked and bool(found.value)
 
     def register(self, address: int, size: int) -> bool:
-        """Pin memory that is mapped read-only, until `unpin`; False where the driver refuses."""
+        """Pin memory that is mapped read-only, until `unpin_all`; False where the driver refuses."""
         return not self._slow.cuMemHostRegister_v2(address, size, _READ_ONLY)
 
     def unpin(self, address: int) -> None:
         """Take the pin off."""
         self._check("cuMemHostUnregister", self._slow.cuMemHostUnregister(address))
+
+    def unpin_all(self, addresses: Iterable[int]) -> None:
+        """Take pins off, in one call: another thread may hold the interpreter's lock for most of a second.
+
+        A device that fails meanwhile has said so before, to whoever waited for its copies.
+        """
+        call_for_each(self._slow.cuMemHostUnregister, addresses)
 
     def copy(self, target: int, source: int, size: int, stream: int) -> None:
         """Have `size` bytes copied from pinned memory to the device's, in the stream's order."""
@@ -97,3 +106,20 @@ class CudaDriver:
             self._quick.cuGetErrorName(status, ctypes.byref(name))
             what = (name.value or b"an unknown error").decode()
             raise DeviceError(f"{self._device} failed: {call} gave {what}", "Look at nvidia-smi; try a new process")
+
+
+_Compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+
+def call_for_each(function: Any, addresses: Iterable[int]) -> None:
+    """Call a function of C's with each address, without the interpreter's lock between.
+
+    C's library has one function that calls another for each of many: `tdestroy` frees the nodes of a search tree.
+    """
+    quick, slow, root = ctypes.PyDLL(None), ctypes.CDLL(None), ctypes.c_void_p()
+    quick.tsearch.argtypes = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), _Compare]
+    slow.tdestroy.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    by_address = _Compare(lambda one, other: (one > other) - (one < other))
+    for address in addresses:
+        quick.tsearch(address, ctypes.byref(root), by_address)
+    slow.tdestroy(root, ctypes.cast(function, ctypes.c_void_p))

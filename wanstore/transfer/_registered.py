@@ -11,7 +11,6 @@ import mmap
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Protocol
 
 from wanstore.transfer._chunk_queue import ChunkQueue, Times
@@ -29,7 +28,7 @@ class Driver(Protocol):
     """What this needs of `CudaDriver`."""
 
     def register(self, address: int, size: int) -> bool: ...
-    def unpin(self, address: int) -> None: ...
+    def unpin_all(self, addresses: Sequence[int]) -> None: ...
 
 
 class Copier(Protocol):
@@ -72,7 +71,8 @@ class Windows:
         self._mapped: dict[int, tuple[int, int]] = {}
         """Address and size, by file number."""
         self._current: tuple[int, int] | None = None
-        self._held = ExitStack()
+        self._registered: list[int] = []
+        """Their addresses."""
 
     def enter(self, chunk: Chunk) -> int | None:
         """Where the chunk's file begins in memory, with the chunk registered; None if that cannot be."""
@@ -85,7 +85,9 @@ class Windows:
 
     def close(self) -> None:
         """Register and map nothing any more. All copies must be over."""
-        self._held.close()
+        self._driver.unpin_all(self._registered)
+        for address, size in self._mapped.values():
+            libc().munmap(address, size)
 
     def _register(self, number: int, place: int) -> bool:
         """Register a window; False where its file cannot be mapped so far, or the driver refuses."""
@@ -96,7 +98,7 @@ class Windows:
         pages = -(-min(WINDOW_BYTES, size - begin) // mmap.PAGESIZE)
         if pages <= 0 or not self._driver.register(mapped + begin, pages * mmap.PAGESIZE):
             return False
-        self._held.callback(self._driver.unpin, mapped + begin)
+        self._registered.append(mapped + begin)
         return True
 
     def _map(self, number: int) -> bool:
@@ -106,5 +108,4 @@ class Windows:
         if address == MAP_FAILED:  # so it is of an empty file, too
             return False
         self._mapped[number] = int(address), size
-        self._held.callback(libc().munmap, address, size)
         return True
