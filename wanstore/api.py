@@ -6,6 +6,7 @@ import datetime
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -257,6 +258,7 @@ def load(
     compile: CompileMode = "off",
     verify: bool = False,
     sealed: bool = True,
+    cache: bool = True,
     progress: Progress | None = None,
 ) -> WanPipeline:
     """Load a stored pipeline: ready, in float16, and bit for bit what diffusers builds.
@@ -300,6 +302,8 @@ def load(
         verify: compare every file's SHA-256 with the manifest, not only its size.
         sealed: the folder must have a manifest and match it. With False any Wan 2.1 pipeline folder on this machine
             will do, whoever wrote it.
+        cache: keep what an object store sends in the cache, and read it from there the next time. With False the
+            weights go straight to the device, hashed in passing, and nothing is kept: for a machine that loads once.
         progress: receives the bytes checked and loaded.
 
     Returns:
@@ -317,17 +321,20 @@ def load(
     from wanstore.loading._load import load_folder
 
     functions: list[Path] = []
-    if sealed:
-        place, name = _place_of(address, store)
-        folder = place.local_path(name)
-        if compile != "off":
-            functions = functions_of(place, name)
-    else:
-        folder = _unsealed_folder(address, store)
-    return load_folder(
-        folder, device=device, weights=weights, dtype=dtype, attention=attention, memory=memory, compile=compile,
-        functions=functions, verify=verify, sealed=sealed, progress=progress,
-    )  # fmt: skip
+    with ExitStack() as stack:
+        stream = None
+        if sealed:
+            place, name = _place_of(address, store)
+            stream = None if cache else stack.enter_context(place.streamed(name))
+            folder = stream.folder if stream else place.local_path(name)
+            if compile != "off":
+                functions = functions_of(place, name)
+        else:
+            folder = _unsealed_folder(address, store)
+        return load_folder(
+            folder, device=device, weights=weights, dtype=dtype, attention=attention, memory=memory, compile=compile,
+            functions=functions, verify=verify, sealed=sealed, progress=progress, stream=stream,
+        )  # fmt: skip
 
 
 def activate(

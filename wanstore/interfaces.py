@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -130,6 +130,30 @@ class Stage(Protocol):
         """Delete everything that was written, resumable or not."""
 
 
+class Streamed(Protocol):
+    """A pipeline whose weights are read where they are stored."""
+
+    @property
+    def folder(self) -> Path:
+        """A folder called as the pipeline: its manifest, its small files, and of each weight file header and length."""
+
+    @property
+    def address(self) -> str:
+        """The store's URL and the name."""
+
+    def read(self, file: Path, start: int, stop: int) -> memoryview:
+        """Bytes `start` to `stop` of a weight file in `folder`. Each file's ranges begin after its header, and follow.
+
+        Several threads may ask, if those that ask for earlier ranges of the same file did so before.
+        """
+
+    def check(self) -> None:
+        """All was read: raise `DamagedError` unless it was what the manifest says."""
+
+    def stop(self) -> None:
+        """Make calls of `read` in other threads end soon, with an error."""
+
+
 class WeightStore(ABC):
     """A place that holds named pipeline folders.
 
@@ -184,6 +208,10 @@ class WeightStore(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Delete the pipeline `name`, damaged or not. A reader sees all of it or nothing of it."""
+
+    def streamed(self, name: str) -> AbstractContextManager[Streamed | None]:
+        """The pipeline without a copy of its weights here; None from a store that has no such way. Optional."""
+        return nullcontext()
 
     def free_bytes(self) -> int | None:
         """Room for what a stage writes; None if nobody can tell. Optional. Creates nothing."""

@@ -32,7 +32,7 @@ from wanstore.transfer._chunk_queue import ChunkQueue
 from wanstore.transfer._cuda_driver import CudaDriver, call_for_each
 from wanstore.transfer._layout import BufferLayout, lay_out_buffers, lay_out_files
 from wanstore.transfer._read_queue import ThreadReadQueue
-from wanstore.transfer._readers import FileReader, MemoryReader
+from wanstore.transfer._readers import FileReader, MemoryReader, Reader, StreamReader
 from wanstore.transfer._to_host import move_to_host
 from wanstore.transfer._transfer import Transfer
 from wanstore.transfer._weight_file import WeightFile, open_weight_file
@@ -184,10 +184,12 @@ def reads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         pytest.skip("needs glibc")
 
 
-def through_the_ring(file: WeightFile, queue: ChunkQueue | None = None) -> tuple[BufferLayout, list[torch.Tensor]]:
+def through_the_ring(
+    file: WeightFile, queue: ChunkQueue | None = None, reader: Reader | None = None
+) -> tuple[BufferLayout, list[torch.Tensor]]:
     """Move a file as to a GPU."""
     layout = lay_out_files([("", file.tensors, is_wide)])
-    reader = FileReader([file])
+    reader = reader or FileReader([file])
     reader.look(layout.chunks)
     kinds = {"F16": torch.float16, "F32": torch.float32, "I64": torch.int64, "BOOL": torch.bool}
     buffers = [torch.empty(buffer.elements, dtype=kinds[buffer.final]) for buffer in layout.buffers]
@@ -241,6 +243,47 @@ def test_the_ring_carries_every_byte_and_is_let_go(
     for name, place in layout.places.items():
         moved = buffers[place.buffer][place.start : place.start + place.elements].view(place.shape)
         assert torch.equal(moved, expected(name, tensors[name])), name
+
+
+class Source:
+    """Files' bytes, from elsewhere than the files."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.stopped = data, False
+
+    def read(self, file: Path, start: int, stop: int) -> memoryview:
+        return memoryview(self.data)[start:stop]
+
+    def check(self) -> None: ...
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_streamed_takes_the_ring(
+    tmp_path: Path, host_as_gpu: HostAsGpu, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The file has nothing but its header. If the device fails, whoever reads is told to end."""
+    values = torch.randn(300_000).half()
+    path = tmp_path / "x.safetensors"
+    save_file({"slim": values}, path)
+    source = Source(path.read_bytes())
+    with path.open("rb+") as file:
+        file.truncate(len(source.data) - 600_000)
+        file.truncate(len(source.data))
+    if fails:
+        monkeypatch.setattr(host_as_gpu, "copy", lambda *_: (_ for _ in ()).throw(DeviceError("cuda:0 failed")))
+    with nothing_left(), open_weight_file(path) as opened:
+        if fails:
+            with pytest.raises(DeviceError, match="cuda:0 failed"):
+                through_the_ring(opened, reader=StreamReader([opened], source))
+            assert source.stopped
+        else:
+            _, (buffer,) = through_the_ring(opened, reader=StreamReader([opened], source))
+            assert torch.equal(buffer, values)
+    assert (host_as_gpu.pinned, host_as_gpu.events) == ({}, {})
 
 
 @pytest.mark.usefixtures("small_chunks", "reads")

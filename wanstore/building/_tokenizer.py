@@ -50,7 +50,6 @@ def load_tokenizer(folder: Path) -> Any:
         raise DamagedError(f"{file} is not a tokenizer ({reason(error)})", _REPAIR) from error
     if len(tokenizer) > vocabulary_size:  # a new id, which the text encoder's embedding has no row for
         raise DamagedError(f"{file} lacks a special token that {config_file.name} names", _REPAIR)
-    tokenizer.name_or_path = str(folder)
     return tokenizer
 
 

@@ -88,7 +88,7 @@ def fill(models: Mapping[str, Any], origin: Origin, transfer: WeightTransfer, cl
         with clock.waiting(transfer.transfer):
             tensors = transfer.tensors()
     except DeviceMemoryError:
-        if not origin.offloads_on(transfer.transfer.device.type):
+        if origin.streamed or not origin.offloads_on(transfer.transfer.device.type):
             raise
         with (
             open_weights(origin.folder, ["text_encoder"]) as files,

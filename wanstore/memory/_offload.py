@@ -25,7 +25,7 @@ class Offloader:
 
     An offloaded component has parameters without elements. They are on the device all the same, because a pipeline asks
     them where it works. It comes back from the folder that the pipeline was prepared from, which must hold the same
-    files as then, or from host memory. The caller keeps two threads apart.
+    files as then, or from host memory; what was streamed has no folder any more. The caller keeps two threads apart.
     """
 
     def __init__(self, models: Mapping[str, Any], origin: Origin) -> None:
@@ -63,7 +63,7 @@ class Offloader:
     def offload_all_but(self, components: Iterable[str], *, from_host: bool = False) -> None:
         """Offload all others. With `from_host` their weights are kept in host memory from then on."""
         for component in set(self._models) - set(components) - self._offloaded:
-            if from_host and component not in self._host:
+            if (from_host or self._origin.streamed) and component not in self._host:
                 self._host[component] = self._read_into_host(component)
             self._drop(component, _device_of(self._models[component]))
 
@@ -133,6 +133,9 @@ class Offloader:
         return tensors
 
     def _read_into_host(self, component: str) -> dict[str, torch.Tensor]:
+        if self._origin.streamed:
+            state = self._models[component].state_dict()
+            return {name: state[name].to("cpu") for name in self._wanted[component]}
         with self._from_store(component, "cpu") as transfer:
             tensors = transfer.tensors()[component]
         self._origin.check_same()

@@ -18,7 +18,8 @@ class Origin:
     """The folder, and how it was asked to be loaded: weights come from there later, too.
 
     An unsealed folder has no manifest. `dtypes` are as `check_dtypes` gives them. `functions` are folders of compiled
-    functions that the store keeps beside the pipeline, whatever they were made for.
+    functions that the store keeps beside the pipeline, whatever they were made for. Of a pipeline that was `streamed`
+    the folder is gone.
     """
 
     folder: Path
@@ -28,6 +29,7 @@ class Origin:
     memory: MemoryMode | MemoryPlan
     compile: CompileMode = "off"
     functions: tuple[Path, ...] = ()
+    streamed: bool = False
 
     @property
     def attention(self) -> str | None:
@@ -46,5 +48,5 @@ class Origin:
 
     def check_same(self) -> None:
         """Raise `ChangedError`, or `NotFoundError`, unless the folder still holds what it held."""
-        if self.manifest is not None:
+        if self.manifest is not None and not self.streamed:
             check_same(self.folder, self.manifest)

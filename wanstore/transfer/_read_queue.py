@@ -39,7 +39,7 @@ class ThreadReadQueue:
     def __init__(self, reader: Reader, slots: list[memoryview]) -> None:
         self._reader, self._slots = reader, slots
         self._over: SimpleQueue[tuple[int, int | BaseException]] = SimpleQueue()
-        self._pool = ThreadPoolExecutor(THREADS, "wanstore-read")
+        self._pool = ThreadPoolExecutor(len(slots), "wanstore-read")
 
     def start(self, slot: int, chunk: Chunk) -> None:
         self._pool.submit(self._read, slot, chunk)
@@ -57,6 +57,7 @@ class ThreadReadQueue:
         return [(slot, first) for slot, first in over if isinstance(first, int)]
 
     def close(self) -> None:
+        self._reader.stop()
         self._pool.shutdown()
 
     def _read(self, slot: int, chunk: Chunk) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from wanstore.errors import DamagedError
@@ -27,11 +28,17 @@ class Reader(Protocol):
     def fill(self, chunk: Chunk, slot: memoryview) -> int:
         """Put the chunk's bytes into `slot` (`slot_bytes`, at a page's start); returns the place of the first."""
 
+    def at_once(self, chunk: Chunk) -> memoryview | None:
+        """The chunk's bytes, where each request takes its time; None where `read` may be asked for the parts."""
+
     def read(self, file: int, position: int, target: memoryview) -> None:
         """Fill `target` from byte `position` of file number `file` on."""
 
     def finish(self) -> None:
         """All was read: raise `DamagedError` if it can't be trusted after all."""
+
+    def stop(self) -> None:
+        """Nobody needs what is being read: reads that take long end soon, with an error."""
 
     def close(self) -> None:
         """Let go of what this reader opened itself."""
@@ -85,6 +92,9 @@ class FileReader:
         self.complete(chunk, first, count, slot)
         return chunk.start - first
 
+    def at_once(self, chunk: Chunk) -> None:
+        return None
+
     def read(self, file: int, position: int, target: memoryview) -> None:
         opened = self.files[file]
         while target:
@@ -99,6 +109,8 @@ class FileReader:
     def finish(self) -> None:
         for file in self.files:
             file.check_unchanged()
+
+    def stop(self) -> None: ...
 
     def close(self) -> None:
         while self._direct:
@@ -116,6 +128,42 @@ class FileReader:
         return False
 
 
+class RangeSource(Protocol):
+    """Where files' bytes are, if not in them."""
+
+    def read(self, file: Path, start: int, stop: int) -> memoryview: ...
+    def check(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+class StreamReader:
+    """Weight files that have nothing but their headers: the rest comes from `source`, each file's in order."""
+
+    def __init__(self, files: Sequence[WeightFile], source: RangeSource) -> None:
+        self._files, self._source = files, source
+
+    def look(self, chunks: Sequence[Chunk]) -> None:
+        return None
+
+    def fill(self, chunk: Chunk, slot: memoryview) -> int:
+        self.read(chunk.file, chunk.start, slot[: chunk.stop - chunk.start])
+        return 0
+
+    def at_once(self, chunk: Chunk) -> memoryview:
+        return self._source.read(self._files[chunk.file].path, chunk.start, chunk.stop)
+
+    def read(self, file: int, position: int, target: memoryview) -> None:
+        copy_bytes(self._source.read(self._files[file].path, position, position + len(target)), target)
+
+    def finish(self) -> None:
+        self._source.check()
+
+    def stop(self) -> None:
+        self._source.stop()
+
+    def close(self) -> None: ...
+
+
 class MemoryReader:
     """Buffers of this process: arrays of bytes."""
 
@@ -129,15 +177,24 @@ class MemoryReader:
         self.read(chunk.file, chunk.start, slot[: chunk.stop - chunk.start])
         return 0
 
-    def read(self, file: int, position: int, target: memoryview) -> None:
-        import numpy as np
+    def at_once(self, chunk: Chunk) -> None:
+        return None
 
-        # Unlike an assignment to a memoryview, numpy's copy lets other threads run.
-        np.copyto(np.frombuffer(target, np.uint8), self._arrays[file][position : position + len(target)])
+    def read(self, file: int, position: int, target: memoryview) -> None:
+        copy_bytes(self._arrays[file][position : position + len(target)], target)
 
     def finish(self) -> None: ...
 
+    def stop(self) -> None: ...
+
     def close(self) -> None: ...
+
+
+def copy_bytes(data: Any, target: memoryview) -> None:
+    """Copy bytes. Unlike an assignment to a memoryview, numpy's copy lets other threads run."""
+    import numpy as np
+
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(data, np.uint8))
 
 
 def _fault(file: WeightFile, position: int, what: str) -> DamagedError:

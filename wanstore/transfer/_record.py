@@ -15,7 +15,7 @@ class TransferRecord:
     `uncached_bytes` were not in page cache; None where nobody can tell, as under gVisor. `read_seconds` and
     `wait_seconds` are an average thread's: reading, and waiting for the device to have copied. `prepare_seconds` went
     by before the first byte was asked for: the device's own start, and allocation. `way` is how bytes reached a GPU:
-    from registered page cache, or through pinned memory; "" elsewhere.
+    from registered page cache, or through pinned memory; "" elsewhere. What was `streamed` came over a network.
     """
 
     size_bytes: int
@@ -25,15 +25,18 @@ class TransferRecord:
     read_seconds: float
     wait_seconds: float
     way: str = ""
+    streamed: bool = False
 
     @property
     def bound_by(self) -> str:
-        """What the transfer itself waited for most: `disk`, `page cache`, `PCIe` or `preparation`."""
+        """What the transfer itself waited for most: `network`, `disk`, `page cache`, `PCIe` or `preparation`."""
         slowest = max(self.prepare_seconds, self.read_seconds, self.wait_seconds)
         if slowest == self.prepare_seconds:
             return "preparation"
         if slowest == self.wait_seconds:
             return "PCIe"
+        if self.streamed:
+            return "network"
         return "disk" if self.came_from_disk else "page cache"
 
     @property

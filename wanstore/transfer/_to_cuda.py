@@ -16,7 +16,7 @@ from wanstore.transfer._chunk_queue import ChunkQueue, Times
 from wanstore.transfer._cuda_driver import CudaDriver
 from wanstore.transfer._layout import CHUNK_BYTES, BufferLayout, Chunk
 from wanstore.transfer._read_queue import ReadQueue, open_read_queue
-from wanstore.transfer._readers import FileReader, Reader, slot_bytes
+from wanstore.transfer._readers import FileReader, Reader, StreamReader, slot_bytes
 from wanstore.transfer._registered import Windows, copy_registered, fits_windows
 from wanstore.transfer._to_host import DTYPES, elements_of
 
@@ -25,6 +25,8 @@ SLOTS, DISK_SLOTS = 16, 8
 
 From a disk it is 256 MiB, in larger chunks.
 """
+STREAM_SLOTS = 64
+"""The same for what comes over a network, where each request waits and S3 gives each some 90 MB/s: 512 MiB."""
 
 
 @contextmanager
@@ -46,12 +48,18 @@ def move_to_cuda(
             windows = stack.enter_context(closing(Windows(reader.files, driver)))
             stack.callback(copies.wait)
             times = copy_registered(queue, windows, copies)
-        if count := min(SLOTS if layout.chunk_bytes <= CHUNK_BYTES else DISK_SLOTS, len(queue)):
+        if count := min(_slots(reader, layout), len(queue)):
             ring = stack.enter_context(closing(Ring(count, slot_bytes(layout), driver)))
             reads = stack.enter_context(closing(open_read_queue(reader, ring.slots)))
             stack.callback(copies.wait)
             times = _pump(queue, ring, reads, copies)
         yield times
+
+
+def _slots(reader: Reader, layout: BufferLayout) -> int:
+    if isinstance(reader, StreamReader):
+        return STREAM_SLOTS
+    return SLOTS if layout.chunk_bytes <= CHUNK_BYTES else DISK_SLOTS
 
 
 def _goes_straight(reader: FileReader, layout: BufferLayout, driver: CudaDriver) -> bool:

@@ -11,9 +11,9 @@ import torch
 
 from wanstore._formats._safetensors import ITEM_BYTES
 from wanstore.transfer._chunk_queue import ChunkQueue, Times
-from wanstore.transfer._layout import BufferLayout, Part
+from wanstore.transfer._layout import BufferLayout, Chunk, Part
 from wanstore.transfer._read_queue import THREADS
-from wanstore.transfer._readers import Reader, slot_bytes
+from wanstore.transfer._readers import Reader, copy_bytes, slot_bytes
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -48,19 +48,28 @@ def _move(reader: Reader, layout: BufferLayout, buffers: list[torch.Tensor], que
     slot = torch.empty(0, dtype=torch.uint8)
     try:
         while chunk := queue.take():
+            data = reader.at_once(chunk)
             for part in chunk.parts:
                 kind, target = layout.buffers[part.buffer], elements_of(part, layout, buffers)
                 if kind.stored == kind.final:
-                    reader.read(chunk.file, part.start, target.view(torch.uint8).numpy().data)
+                    _read(reader, chunk, part, data, target.view(torch.uint8).numpy().data)
                     continue
                 slot = slot if len(slot) else torch.empty(slot_bytes(layout), dtype=torch.uint8)
                 held = slot[: part.stop - part.start]
-                reader.read(chunk.file, part.start, held.numpy().data)
+                _read(reader, chunk, part, data, held.numpy().data)
                 _cast(held.view(DTYPES[kind.stored]), target)
             queue.done(chunk)
     except BaseException:
         queue.stop()  # the other threads end too
+        reader.stop()
         raise
+
+
+def _read(reader: Reader, chunk: Chunk, part: Part, data: memoryview | None, target: memoryview) -> None:
+    if data is None:
+        reader.read(chunk.file, part.start, target)
+    else:
+        copy_bytes(data[part.start - chunk.start : part.stop - chunk.start], target)
 
 
 def _cast(values: torch.Tensor, target: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from wanstore.errors import DeviceError, DeviceMemoryError
 from wanstore.transfer._chunk_queue import ChunkQueue, Times
 from wanstore.transfer._device import pick_device
 from wanstore.transfer._layout import BufferLayout
-from wanstore.transfer._readers import Reader
+from wanstore.transfer._readers import Reader, StreamReader
 from wanstore.transfer._record import TransferRecord
 from wanstore.transfer._to_cuda import move_to_cuda
 from wanstore.transfer._to_host import DTYPES, move_to_host
@@ -63,6 +63,7 @@ class Transfer:
 
     def _stop(self) -> None:
         self._queue.stop()
+        self._reader.stop()
         if self._thread.ident is None:  # it was never begun, or is about to begin
             self._over.wait(1.0)
         if self._thread.ident is not None:
@@ -104,6 +105,7 @@ class Transfer:
             read_seconds=self._times.read_seconds,
             wait_seconds=self._times.wait_seconds,
             way=self._times.way,
+            streamed=isinstance(self._reader, StreamReader),
         )
 
     def _run(self) -> None:

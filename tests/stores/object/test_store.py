@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import wanstore
 from tests.stores.object.s3 import S3, Answer, refuse
 from wanstore.errors import (
     AccessError,
     AlreadyExistsError,
     BusyError,
+    ChangedError,
     DamagedError,
     InvalidNameError,
     NotFoundError,
@@ -90,6 +94,32 @@ def test_what_is_in_the_cache_is_not_fetched_again(s3: S3, store: ObjectStore) -
     first = store.local_path("w")
     s3.requests.clear()
     assert store.local_path("w") == first and len(s3.requests) == 2, "the seal and the manifest"
+
+
+def test_a_load_without_the_cache_takes_weights_from_the_bucket(
+    s3: S3, store: ObjectStore, tiny_sealed: Path, tmp_path: Path
+) -> None:
+    """Nothing stays on the disk, and the seal is looked at once."""
+    wanstore.copy("tiny", tiny_sealed.parent, store)
+    shutil.rmtree(tmp_path / "cache")
+    pipe = wanstore.load(f"{store.url}/tiny", device="cpu", cache=False)
+    assert pipe.load_report.folder == f"{store.url}/tiny" and not (tmp_path / "cache").exists()
+    local = wanstore.load(tiny_sealed, device="cpu")
+    state = local.transformer.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in pipe.transformer.state_dict().items())
+
+
+def test_a_pipeline_that_is_replaced_while_it_is_streamed_is_told(
+    s3: S3, store: ObjectStore, tiny_sealed: Path
+) -> None:
+    wanstore.copy("tiny", tiny_sealed.parent, store)
+    held_at(
+        s3,
+        lambda method, address: "vae/" in address and method == "GET",
+        lambda: put(on_another_machine(store), "tiny", replace=True),
+    )
+    with pytest.raises(ChangedError, match="was replaced while it was loaded"):
+        wanstore.load(f"{store.url}/tiny", device="cpu", cache=False)
 
 
 def on_another_machine(store: ObjectStore) -> ObjectStore:

@@ -166,18 +166,17 @@ class Bucket:
         size = self._retrying(lambda: self._obstore.head(self._store, place))["size"]
 
         def piece(start: int, count: Advance) -> None:
-            length = min(PIECE_BYTES, size - start)
-
-            def attempt() -> Any:
-                return self._obstore.get_range(self._store, place, start=start, length=length)
-
-            view, position = memoryview(self._retrying(attempt)), start
+            view, position = self.read_range(place, start, min(start + PIECE_BYTES, size)), start
             while view:
                 done = os.pwrite(file.fileno(), view, position)
                 view, position = view[done:], position + done
-            count(length)
+            count(position - start)
 
         all_at_once(piece, range(0, size, PIECE_BYTES), advance, at_once=_PIECES_AT_ONCE)
+
+    def read_range(self, place: str, start: int, stop: int) -> memoryview:
+        """Bytes `start` to `stop` of an object, by one request. Raises `FileNotFoundError`."""
+        return memoryview(self._retrying(lambda: self._obstore.get_range(self._store, place, start=start, end=stop)))
 
     def sha256(self, place: str, advance: Advance) -> str | None:
         """SHA-256 of an object, which passes through memory; None when it is missing. `advance` as in `send`."""

@@ -25,6 +25,7 @@ from typing import IO
 from wanstore.errors import (
     AlreadyExistsError,
     BusyError,
+    ChangedError,
     DamagedError,
     InvalidNameError,
     NotFoundError,
@@ -36,6 +37,7 @@ from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, FileEntry, Mani
 from wanstore.stores._cache import RemoteStage, cache_folder, download
 from wanstore.stores._folder import check_against, list_named, verify_files
 from wanstore.stores._names import check_name
+from wanstore.stores._streamed import StreamedPipeline, streamed
 from wanstore.stores._transfers import FILES_AT_ONCE, Advance, all_at_once
 from wanstore.stores.local import LocalStore
 from wanstore.stores.object._bucket import Bucket, Note
@@ -98,6 +100,20 @@ class ObjectStore(WeightStore):
             except DamagedError:
                 if self._sealed(name)[0] == folder:  # else it was replaced while it came down
                     raise
+
+    @contextmanager
+    def streamed(self, name: str) -> Iterator[StreamedPipeline]:
+        folder, manifest = self._sealed(name)
+        address = f"{self._url}/{name}"
+        try:
+            with streamed(
+                lambda path, start, stop: self._bucket.read_range(f"{folder}/{path}", start, stop), address, manifest
+            ) as pipeline:
+                yield pipeline
+        except DamagedError as error:
+            if self._sealed(name)[0] != folder:
+                raise ChangedError(f"{address} was replaced while it was loaded", "Load it again") from error
+            raise
 
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
         """Every file comes down to be hashed and is dropped again: count on a download's time."""
