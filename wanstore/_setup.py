@@ -71,7 +71,19 @@ def open_source(
     connections: int | None = None,
     progress: Progress | None = None,
 ) -> Source:
-    """The folder or Hub repo that `source` names, fixed at one state. A folder that exists comes first."""
+    """The folder or Hub repo that `source` names, fixed at one state, in the diffusers layout.
+
+    A folder that exists comes first.
+    """
+    from wanstore.conversion.original import OriginalSource, is_original
+
+    published = _open_published(source, revision, keep=keep, connections=connections, progress=progress)
+    return OriginalSource(published) if is_original(published.files) else published
+
+
+def _open_published(
+    source: str, revision: str | None, *, keep: Path | None, connections: int | None, progress: Progress | None
+) -> Source:
     folder = Path(source).expanduser()
     if folder.is_dir() or source.startswith((".", "/", "~")):
         from wanstore.conversion.folder import FolderSource

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
+from wanstore.errors import NotSupportedError
+
 if TYPE_CHECKING:  # what the types below are made of: importing the interfaces stays light
     from wanstore._formats._safetensors import FileLayout, Tensor
     from wanstore.manifest import ConversionRecord, FileEntry, Manifest, SourceRecord
@@ -235,6 +237,20 @@ class Source(ABC):
     @abstractmethod
     def head(self, path: str, size: int) -> bytes:
         """The first `size` bytes of a file, fewer only if the file is shorter. Raises `SourceError`."""
+
+    def tail(self, path: str, size: int) -> bytes:
+        """The last `size` bytes of a file, likewise. Optional: only weights that are no safetensors need it."""
+        raise NotSupportedError(f"{self.record.location} cannot be read from the end of {path}")
+
+    def tensors(self, path: str) -> tuple[Tensor, ...]:
+        """The tensors of a weight file, with where their bytes are in the file that `fetch` returns.
+
+        They are what its safetensors header says, unless the source overrides this. Raises `ValueError` that says what
+        is wrong with the file.
+        """
+        from wanstore._formats._safetensors import read_header
+
+        return read_header(lambda size: self.head(path, size), self.files[path])
 
     @abstractmethod
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Self
 
+from wanstore._formats._safetensors import Tensor
 from wanstore.interfaces import Progress, Source
 
 _AGAIN_SECONDS = 0.1
@@ -35,6 +36,9 @@ class HeadStart(Source):
 
     def head(self, path: str, size: int) -> bytes:
         return self._source.head(path, size)
+
+    def tensors(self, path: str) -> tuple[Tensor, ...]:
+        return self._source.tensors(path)
 
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:
         # Once: whoever fetches it after it was released needs it anew.

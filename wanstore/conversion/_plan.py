@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from wanstore._formats._safetensors import ITEM_BYTES, HeaderError, Tensor, lay_out_file, read_header
+from wanstore._formats._safetensors import ITEM_BYTES, HeaderError, Tensor, lay_out_file
 from wanstore.components import COMPONENTS, check_index
 from wanstore.errors import NotFoundError, SourceError
 from wanstore.interfaces import ConversionPlan, OutputShard, Source
@@ -29,7 +29,7 @@ def make_plan(source: Source, stored_dtype: dict[str, str], shard_bytes: int = S
     Raises `SourceError` naming file and tensor, and `NotSupportedError` for another kind of pipeline.
     """
     check_index(_model_index(source), "model_index.json")
-    configs = {component: _json(source, f"{component}/config.json") for component in COMPONENTS}
+    configs = {component: read_source_json(source, f"{component}/config.json") for component in COMPONENTS}
     for component, config in configs.items():
         if "quantization_config" in config:
             raise SourceError(
@@ -90,10 +90,11 @@ def _model_index(source: Source) -> dict[str, Any]:
             f"{source.record.location} has no model_index.json: it is not a diffusers pipeline",
             "Use a diffusers pipeline, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
         )
-    return _json(source, "model_index.json")
+    return read_source_json(source, "model_index.json")
 
 
-def _json(source: Source, path: str) -> dict[str, Any]:
+def read_source_json(source: Source, path: str) -> dict[str, Any]:
+    """The JSON object in a file of the source. Raises `SourceError`."""
     size = source.files.get(path)
     if size is None:
         raise SourceError(f"{path} is missing from {source.record.location}", "Fetch the source again")
@@ -102,7 +103,7 @@ def _json(source: Source, path: str) -> dict[str, Any]:
     try:
         document = json.loads(source.head(path, size))
     except (ValueError, RecursionError) as error:
-        _refuse_pointer(source, path)
+        refuse_pointer(source, path)
         raise SourceError(f"{path} is not JSON ({error})", "Fetch the source again") from error
     if not isinstance(document, dict):
         raise SourceError(f"{path} is not a JSON object", "Fetch the source again")
@@ -117,12 +118,12 @@ def _copies(source: Source) -> Iterator[str]:
     for path in ("scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"):
         if path not in source.files:
             raise SourceError(f"{path} is missing from {source.record.location}", "Fetch the source again")
-    _refuse_pointer(source, "scheduler/scheduler_config.json")
+    refuse_pointer(source, "scheduler/scheduler_config.json")
     yield "scheduler/scheduler_config.json"
     for path in sorted(source.files):
         place = PurePosixPath(path)
         if place.parent.as_posix() == "tokenizer" and place.suffix in (".json", ".model", ".txt"):
-            _refuse_pointer(source, path)
+            refuse_pointer(source, path)
             yield path
 
 
@@ -160,7 +161,7 @@ def _component_tensors(source: Source, component: str) -> _Files:
         if single not in source.files:
             raise _no_weights(source, component)
         return [(single, _tensors(source, single))]
-    weight_map = _json(source, index_path).get("weight_map")
+    weight_map = read_source_json(source, index_path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{index_path} has no weight_map", "Fetch the source again")
     for file in weight_map.values():
@@ -204,7 +205,7 @@ def _no_weights(source: Source, component: str) -> SourceError:
     )
 
 
-def _refuse_pointer(source: Source, path: str) -> None:
+def refuse_pointer(source: Source, path: str) -> None:
     """Raise `SourceError` if the file is what Git LFS puts in the place of one that was not fetched."""
     size = source.files[path]
     if size <= _MAX_POINTER_BYTES and source.head(path, size).startswith(b"version https://git-lfs.github.com/spec/"):
@@ -216,9 +217,9 @@ def _refuse_pointer(source: Source, path: str) -> None:
 
 def _tensors(source: Source, path: str) -> tuple[Tensor, ...]:
     try:
-        tensors = read_header(lambda size: source.head(path, size), source.files[path])
+        tensors = source.tensors(path)
     except HeaderError as error:
-        _refuse_pointer(source, path)
+        refuse_pointer(source, path)
         raise SourceError(f"{path} is damaged: {error}", "Fetch the source again") from error
     for tensor in tensors:
         if tensor.dtype.startswith("F8"):

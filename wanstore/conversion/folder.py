@@ -33,8 +33,15 @@ class FolderSource(Source):
         self.record = SourceRecord("folder", self.folder.name, hashlib.sha256(state.encode()).hexdigest())
 
     def head(self, path: str, size: int) -> bytes:
+        return self._read(path, 0, size)
+
+    def tail(self, path: str, size: int) -> bytes:
+        return self._read(path, max(0, self.files[path] - size), size)
+
+    def _read(self, path: str, start: int, size: int) -> bytes:
         try:
             with (self.folder / path).open("rb") as file:
+                file.seek(start)
                 return file.read(size)
         except PermissionError:
             raise unreadable(self.folder / path) from None

@@ -71,9 +71,15 @@ class HubSource(Source):
         self._ways = Ways(self._http, self._limits, xet)
 
     def head(self, path: str, size: int) -> bytes:
-        file = self._file(path)
-        stop = min(size, file.size)
-        return self._http.retrying(path, self._progress, lambda: self._http.range(self._url(path), 0, stop, file.size))
+        return self._read(path, 0, min(size, self._file(path).size))
+
+    def tail(self, path: str, size: int) -> bytes:
+        end = self._file(path).size
+        return self._read(path, max(0, end - size), end)
+
+    def _read(self, path: str, start: int, stop: int) -> bytes:
+        url, size = self._url(path), self._file(path).size
+        return self._http.retrying(path, self._progress, lambda: self._http.range(url, start, stop, size))
 
     def fetch(self, path: str, into: Path, progress: Progress) -> Path:
         file, target = self._file(path), (self.keep or into) / path
