@@ -34,18 +34,15 @@ def make_configs(original: Mapping[str, Any], tensors: Mapping[str, Iterable[Ten
             f"config.json describes a model of type {kind!r}, not text-to-video",
             "Use Wan 2.1 text-to-video, such as Wan-AI/Wan2.1-T2V-1.3B",
         )
-    shapes = {component: {tensor.name: tensor.shape for tensor in held} for component, held in tensors.items()}
-    try:
-        changes = {
-            "transformer": _transformer(original, shapes["transformer"]),
-            "text_encoder": _text_encoder(shapes["text_encoder"]),
-            "vae": _vae(shapes["vae"]),
-        }
-    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise SourceError(
-            f"config.json and the tensors are not of one Wan 2.1 ({type(error).__name__}: {error})",
-            "Fetch the source again",
-        ) from error
+    for key in ("dim", *_HEAD.values()):
+        if type(original.get(key)) not in (int, float) or original[key] <= 0:
+            raise SourceError(f"config.json has no {key} above zero", "Fetch the source again")
+    shapes = {component: _Shapes(component, held) for component, held in tensors.items()}
+    changes = {
+        "transformer": _transformer(original, shapes["transformer"]),
+        "text_encoder": _text_encoder(shapes["text_encoder"]),
+        "vae": _vae(shapes["vae"]),
+    }
     files = {
         "model_index.json": _published("model_index"),
         "scheduler/scheduler_config.json": _published("scheduler"),
@@ -59,37 +56,44 @@ def _published(name: str) -> dict[str, Any]:
     return document
 
 
-_Shapes = Mapping[str, tuple[int, ...]]
+class _Shapes(dict[str, tuple[int, ...]]):
+    """The shape of each tensor of a component."""
+
+    def __init__(self, component: str, tensors: Iterable[Tensor]) -> None:
+        super().__init__((tensor.name, tensor.shape) for tensor in tensors)
+        self._component = component
+
+    def size(self, name: str, dimension: int = 0) -> int:
+        """One size of a tensor. Raises `SourceError` if there is none."""
+        if len(self.get(name, ())) <= dimension or self[name][dimension] == 0:
+            raise SourceError(f"{self._component}: tensor {name} is missing, or too small", "Fetch the source again")
+        return self[name][dimension]
 
 
 def _transformer(original: Mapping[str, Any], shapes: _Shapes) -> dict[str, Any]:
     return {
         **{new: original[old] for new, old in _HEAD.items()},
         "attention_head_dim": original["dim"] // original["num_heads"],
-        "patch_size": list(shapes["patch_embedding.weight"][2:]),
-        "text_dim": shapes["condition_embedder.text_embedder.linear_1.weight"][1],
+        "patch_size": [shapes.size("patch_embedding.weight", dimension) for dimension in (2, 3, 4)],
+        "text_dim": shapes.size("condition_embedder.text_embedder.linear_1.weight", 1),
     }
 
 
 def _text_encoder(shapes: _Shapes) -> dict[str, Any]:
     attention = "encoder.block.0.layer.0.SelfAttention"
-    buckets, heads = shapes[f"{attention}.relative_attention_bias.weight"]
-    vocabulary, width = shapes["shared.weight"]
+    heads = shapes.size(f"{attention}.relative_attention_bias.weight", 1)
     layers = sum(name.endswith("relative_attention_bias.weight") for name in shapes)
     return {
-        "vocab_size": vocabulary,
-        "d_model": width,
-        "d_kv": shapes[f"{attention}.q.weight"][0] // heads,
-        "d_ff": shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
+        "vocab_size": shapes.size("shared.weight"),
+        "d_model": shapes.size("shared.weight", 1),
+        "d_kv": shapes.size(f"{attention}.q.weight") // heads,
+        "d_ff": shapes.size("encoder.block.0.layer.1.DenseReluDense.wi_0.weight"),
         "num_heads": heads,
         "num_layers": layers,
         "num_decoder_layers": layers,
-        "relative_attention_num_buckets": buckets,
+        "relative_attention_num_buckets": shapes.size(f"{attention}.relative_attention_bias.weight"),
     }
 
 
 def _vae(shapes: _Shapes) -> dict[str, Any]:
-    return {
-        "base_dim": shapes["encoder.conv_in.weight"][0],
-        "z_dim": shapes["post_quant_conv.weight"][0],
-    }
+    return {"base_dim": shapes.size("encoder.conv_in.weight"), "z_dim": shapes.size("post_quant_conv.weight")}

@@ -91,7 +91,7 @@ def new_name(component: str, original: str) -> str | None:
     modules = MODULES[component]
     leaf = match[0] if (match := _LEAF.search(original)) else ""
     module = original.removesuffix(leaf)
-    if module in modules:
+    if module in modules and "#" not in module:
         return modules[module] + leaf
     # Only a block's number varies, and it comes first: those after it are places in a Sequential.
     number = _NUMBER.search(module)

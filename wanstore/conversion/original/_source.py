@@ -124,6 +124,9 @@ class OriginalSource(Source):
 def _paths(published: Source) -> dict[str, str]:
     """The path of each published file by its path in a diffusers folder. Raises `SourceError` where one is missing."""
     paths = {f"{component}/{COMPONENTS[component].single_file}": file for component, file in _ARCHIVES.items()}
+    transformer = COMPONENTS["transformer"]
+    if transformer.index_file not in published.files:
+        paths[f"transformer/{transformer.single_file}"] = transformer.single_file
     for original in published.files:
         place = PurePosixPath(original)
         if place.parent.as_posix() == _TOKENIZER:
