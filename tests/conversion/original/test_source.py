@@ -165,7 +165,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         edit_state(VAE_FILE, lambda s: s.update(x=torch.zeros(1))), f"{VAE_FILE}: tensor 'x' is none of a Wan 2.1 vae"),
     "a tensor too few": (edit_state(VAE_FILE, lambda s: s.pop("conv1.bias")), "vae: tensor quant_conv.bias is missing"),
     "a tensor that configs are made of": (
-        edit_state(T5_FILE, lambda s: s.pop("token_embedding.weight")), "text_encoder: tensor shared.weight is missing"),
+        edit_state(T5_FILE, lambda s: s.pop("token_embedding.weight")),
+        "text_encoder: tensor shared.weight is missing"),
     "one of another shape": (edit_state(VAE_FILE, lambda s: s.update({"conv1.bias": torch.zeros(5)})), "asks for"),
     "one of integers": (
         edit_state(VAE_FILE, lambda s: s.update({"conv1.bias": torch.zeros(32).int()})),

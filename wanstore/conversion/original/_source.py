@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import attrs
@@ -48,18 +49,41 @@ class OriginalSource(Source):
         self._published = published
         self._paths = _paths(published)
         self._archives: dict[str, Archive] = {}
-        self._tensors = {
-            path: self._renamed(path, original)
+
+    @cached_property
+    def files(self) -> dict[str, int]:  # type: ignore[override]
+        """As for every source; headers are read for it, so not before somebody asks."""
+        sizes = {path: self._published.files[original] for path, original in self._paths.items()}
+        return sizes | {path: len(content) for path, content in (self._made | self._index).items()}
+
+    @cached_property
+    def _tensors(self) -> dict[str, tuple[Tensor, ...]]:
+        """The tensors of each weight file under their new names, in the order of a file that diffusers saves."""
+        return {
+            path: tuple(sorted(self._renamed(path, original), key=lambda tensor: tensor.name))
             for path, original in self._paths.items()
             if original.endswith((".safetensors", ".pth"))
         }
+
+    @cached_property
+    def _made(self) -> dict[str, bytes]:
+        """The configs."""
         by_component: dict[str, list[Tensor]] = {component: [] for component in COMPONENTS}
         for path, tensors in self._tensors.items():
             by_component[_component(path)] += tensors
-        self._made = make_configs(read_source_json(published, _CONFIG), by_component)
-        self._index = self._renamed_index()
-        self.files = {path: published.files[original] for path, original in self._paths.items()}
-        self.files |= {path: len(content) for path, content in (self._made | self._index).items()}
+        return make_configs(read_source_json(self._published, _CONFIG), by_component)
+
+    @cached_property
+    def _index(self) -> dict[str, bytes]:
+        """The index of the transformer's files with the new names of tensors, by its path; empty if there is none."""
+        path = f"transformer/{COMPONENTS['transformer'].index_file}"
+        if path not in self._paths:
+            return {}
+        original = self._paths[path]
+        index = read_source_json(self._published, original)
+        if isinstance(index.get("weight_map"), dict):  # or it stays as it is, for the plan to refuse
+            index["weight_map"] = {_new_name(path, original, name): file for name, file in index["weight_map"].items()}
+        return {path: json.dumps(index).encode()}
 
     def head(self, path: str, size: int) -> bytes:
         content = self._made.get(path) or self._index.get(path)
@@ -94,8 +118,7 @@ class OriginalSource(Source):
     def stop(self) -> None:
         self._published.stop()
 
-    def _renamed(self, path: str, original: str) -> tuple[Tensor, ...]:
-        """The tensors of a published file under their new names, in the order of a file that diffusers saves."""
+    def _renamed(self, path: str, original: str) -> Iterator[Tensor]:
         try:
             if original.endswith(".pth"):
                 ends = self._published.head(original, END_BYTES), self._published.tail(original, END_BYTES)
@@ -106,19 +129,8 @@ class OriginalSource(Source):
         except HeaderError as error:
             refuse_pointer(self._published, original)
             raise _unreadable(original, error) from error
-        renamed = [attrs.evolve(tensor, name=_new_name(path, original, tensor.name)) for tensor in tensors]
-        return tuple(sorted(renamed, key=lambda tensor: tensor.name))
-
-    def _renamed_index(self) -> dict[str, bytes]:
-        """The index of the transformer's files with the new names of tensors, by its path; empty if there is none."""
-        path = f"transformer/{COMPONENTS['transformer'].index_file}"
-        if path not in self._paths:
-            return {}
-        original = self._paths[path]
-        index = read_source_json(self._published, original)
-        if isinstance(index.get("weight_map"), dict):  # or it stays as it is, for the plan to refuse
-            index["weight_map"] = {_new_name(path, original, name): file for name, file in index["weight_map"].items()}
-        return {path: json.dumps(index).encode()}
+        for tensor in tensors:
+            yield attrs.evolve(tensor, name=_new_name(path, original, tensor.name))
 
 
 def _paths(published: Source) -> dict[str, str]:
