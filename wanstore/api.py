@@ -74,7 +74,7 @@ def setup(
         ```
 
     Args:
-        source: a Hub repo in the Diffusers layout, as `OWNER/NAME`, or a folder of that layout.
+        source: a Hub repo in the Diffusers or the original layout of Wan 2.1, as `OWNER/NAME`, or such a folder.
         store: a store, or the path or URL of one; by default the one that the variable `WANSTORE_STORE` names.
         name: what the store calls the pipeline.
         revision: a branch, tag or commit of the repo; `main` by default.

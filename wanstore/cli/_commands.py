@@ -80,8 +80,8 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
           dry_run: bool, **options: Any) -> None:  # fmt: skip
     """Download SOURCE, convert it to float16 and store it.
 
-    SOURCE is a Hub repo in the Diffusers layout, or a folder of that layout. An interrupted run resumes when you
-    run the same command again. A second run of the same recipe does nothing.
+    SOURCE is a Hub repo in the Diffusers or the original layout of Wan 2.1, or such a folder. An interrupted run
+    resumes when you run the same command again. A second run of the same recipe does nothing.
 
     \b
     Example:
