@@ -22,11 +22,19 @@ def test_a_file_that_may_not_be_read_says_so(unprivileged: Path, path: str) -> N
     source = FolderSource(folder)
     for read in (
         lambda: source.head(path, 8),
+        lambda: source.tail(path, 8),
         lambda: source.fetch(path, folder, Quiet()),
         lambda: Fp16Converter().plan(source),
     ):
         with pytest.raises(AccessError, match=rf"{path} cannot be read \(permission denied\)"):
             read()
+
+
+@pytest.mark.parametrize(("size", "end"), [(0, b""), (2, b"de"), (5, b"abcde"), (9, b"abcde")])
+def test_the_end_of_a_file(tmp_path: Path, size: int, end: bytes) -> None:
+    """All of it if it is shorter."""
+    (tmp_path / "x").write_bytes(b"abcde")
+    assert FolderSource(tmp_path).tail("x", size) == end
 
 
 @pytest.mark.parametrize("path", [".", "vae"])

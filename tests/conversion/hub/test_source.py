@@ -121,6 +121,15 @@ def test_head_reads_the_beginning_only(hub: LoopbackHub, folder: Path) -> None:
     assert hub_source.head("empty.txt", 10) == b""
 
 
+def test_tail_reads_the_end_only(hub: LoopbackHub, folder: Path) -> None:
+    """Likewise, from the end."""
+    hub_source, size = source(), (folder / BIG).stat().st_size
+    assert hub_source.tail(BIG, 100) == (folder / BIG).read_bytes()[-100:]
+    assert ranges(hub) == [(size - 100, size)]
+    assert hub_source.tail(SMALL, 1000) == (folder / SMALL).read_bytes()
+    assert hub_source.tail("empty.txt", 10) == b""
+
+
 def test_fetch_comes_in_pieces_and_release_deletes(
     hub: LoopbackHub, folder: Path, tmp_path: Path, heard: Heard
 ) -> None:

@@ -79,6 +79,18 @@ def test_a_text_encoder_in_bfloat16_is_stored_as_torch_rounds_it(
         assert all(torch.equal(kept[name], tensor.half()) for name, tensor in published.items())
 
 
+def test_a_vae_whose_tensors_lie_in_one_storage_is_the_same(
+    sources_fp32: Sources, original: Path, store: LocalStore
+) -> None:
+    """One after the other, without a byte between them."""
+    state = torch.load(original / VAE_FILE, weights_only=True)
+    flat, sizes = torch.cat([tensor.flatten() for tensor in state.values()]), [t.numel() for t in state.values()]
+    parts = zip(state.items(), flat.split(sizes), strict=True)
+    torch.save({name: part.view(tensor.shape) for (name, tensor), part in parts}, original / VAE_FILE)
+    one = wanstore.setup(str(original), store, name="one")
+    assert one.files == wanstore.setup(str(sources_fp32.diffusers), store, name="several").files
+
+
 def test_a_transformer_in_several_files_is_read_by_its_index(sources_fp32: Sources, store: LocalStore) -> None:
     """As the 14B is published. The stored files are those of the source, and have an index."""
     original = write_original(sources_fp32.diffusers, store.root.with_name("sharded"), transformer_files=3)
