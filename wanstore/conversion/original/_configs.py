@@ -7,6 +7,7 @@ in `published/`. `setup` compares every shape with what these configs describe.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ _HEAD = {
 }  # fmt: skip
 """What the transformer's config takes over, by its new name and its old one."""
 
+_LARGEST = 1e9
+"""Above whatever a config may say; Infinity and NaN, which Python takes for JSON, are not below it."""
+
 
 def make_configs(original: Mapping[str, Any], tensors: Mapping[str, Iterable[Tensor]]) -> dict[str, bytes]:
     """The files that a diffusers folder has and the original lacks, by their paths.
@@ -31,12 +35,12 @@ def make_configs(original: Mapping[str, Any], tensors: Mapping[str, Iterable[Ten
     kind = original.get("model_type")
     if kind != "t2v":
         raise NotSupportedError(
-            f"config.json describes a model of type {kind!r}, not text-to-video",
+            f"config.json describes a model of type {reprlib.repr(kind)}, not text-to-video",
             "Use Wan 2.1 text-to-video, such as Wan-AI/Wan2.1-T2V-1.3B",
         )
     for key in ("dim", *_HEAD.values()):
-        if type(original.get(key)) not in (int, float) or original[key] <= 0:
-            raise SourceError(f"config.json has no {key} above zero", "Fetch the source again")
+        if type(original.get(key)) not in (int, float) or not 0 < original[key] < _LARGEST:
+            raise SourceError(f"config.json has no {key} that can be one", "Fetch the source again")
     shapes = {component: _Shapes(component, held) for component, held in tensors.items()}
     changes = {
         "transformer": _transformer(original, shapes["transformer"]),
