@@ -52,8 +52,8 @@ def store(tiny_sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return Distant(tiny_sealed.parent)
 
 
-def load(store: Distant, **options: Any) -> Any:
-    return wanstore.load("tiny", store=store, device="cpu", cache=False, **options)
+def load(store: Distant, device: str = "cpu", **options: Any) -> Any:
+    return wanstore.load("tiny", store=store, device=device, cache=False, **options)
 
 
 def tensors(pipe: Any) -> dict[str, torch.Tensor]:
@@ -142,11 +142,18 @@ def test_an_error_on_the_way_is_told_and_nobody_waits_on(
     assert threading.active_count() == threads
 
 
-def test_what_is_offloaded_stays_in_host_memory(store: Distant) -> None:
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same(store: Distant) -> None:
+    ours, theirs = tensors(load(store, "cuda")), tensors(load(store))
+    assert all(torch.equal(ours[name].cpu(), value) and ours[name].is_cuda for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_is_offloaded_stays_in_host_memory(store: Distant, device: str) -> None:
     """There is no folder to read it from again. The clip is the same."""
     plan = MemoryPlan(offloaded=("text_encoder", "vae"))
     clips = []
-    for pipe in (load(store, memory=plan), wanstore.load("tiny", store=store.root, device="cpu", memory=plan)):
+    for pipe in (load(store, device, memory=plan), wanstore.load("tiny", store=store.root, device=device, memory=plan)):
         for _ in range(2):
             generator = torch.Generator().manual_seed(0)
             clips.append(
