@@ -28,14 +28,16 @@ MAY_IMPORT = {
         "stores",
         "conversion",
         "testing",
+        "display",
     },
-    "api": {"benchmarking", "compiling", "loading", "memory", "building", "stores", "conversion"},
+    "api": {"display", "benchmarking", "compiling", "loading", "memory", "building", "stores", "conversion"},
     "benchmarking": {"loading", "memory", "building", "lean_imports", "transfer"},
     "compiling": {"loading", "memory", "building", "lean_imports", "transfer"},
     "loading": {"memory", "building", "lean_imports", "transfer"},
     "memory": {"building", "transfer"},
     "building": {"lean_imports", "transfer"},
     "testing": {"conversion", "stores"},
+    "display": set(),
     "transfer": set(),
     "lean_imports": set(),
     "stores": set(),
@@ -58,7 +60,7 @@ FOREIGN = {
 }
 """Libraries that rooms know nothing of."""
 
-INSIDE = {"transfer", "lean_imports", "building"}
+INSIDE = {"transfer", "lean_imports", "building", "display"}
 """Rooms that have nothing for users: what their `__init__` exports is for the rooms above."""
 
 MOST_SIBLINGS = 15

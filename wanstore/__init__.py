@@ -34,11 +34,12 @@ __all__ = [
     "open_store",
     "plan_setup",
     "setup",
+    "verify",
 ]
 
 if TYPE_CHECKING:
     from wanstore._setup import SetupPlan
-    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, plan_setup, setup
+    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, plan_setup, setup, verify
     from wanstore.errors import WanstoreError
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
     from wanstore.loading._pipeline import WanPipeline
@@ -49,7 +50,17 @@ if TYPE_CHECKING:
 else:  # a checker that saw this would accept any name
     _HOMES = {
         "wanstore._setup": ("SetupPlan",),
-        "wanstore.api": ("activate", "bench", "benchmark", "compile_blocks", "copy", "load", "plan_setup", "setup"),
+        "wanstore.api": (
+            "activate",
+            "bench",
+            "benchmark",
+            "compile_blocks",
+            "copy",
+            "load",
+            "plan_setup",
+            "setup",
+            "verify",
+        ),
         "wanstore.errors": ("WanstoreError",),
         "wanstore.interfaces": ("Benchmarker", "Converter", "Progress", "Stage", "VerifyReport", "WeightStore"),
         "wanstore.loading._pipeline": ("WanPipeline",),

@@ -28,8 +28,9 @@ from wanstore._setup import (
     what_to_do,
 )
 from wanstore.choices import AttentionBackend, CompileMode, ComponentName, DtypeName, MemoryMode, WeightsMode
+from wanstore.display import shown
 from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
-from wanstore.interfaces import Converter, Progress, Quiet, WeightStore
+from wanstore.interfaces import Converter, Progress, VerifyReport, WeightStore
 from wanstore.manifest import Manifest
 from wanstore.recipes import model_in, model_of
 from wanstore.stores import open_store
@@ -60,7 +61,7 @@ def setup(
     keep_source: Path | None = None,
     connections: int | None = None,
     notes: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Manifest:
     """Fetch published weights, convert them to float16, and seal them in a store.
 
@@ -85,7 +86,7 @@ def setup(
         connections: how many parts of a file come from the Hub at once; 8 by default.
         notes: recorded in the manifest beside the `model`, for whoever loads the pipeline, such as `attention`, the
             backend to use on a GPU. They are not part of the recipe.
-        progress: receives progress updates.
+        progress: receives progress updates, or True for bars.
 
     Returns:
         The manifest of the sealed pipeline.
@@ -98,47 +99,47 @@ def setup(
         NotFoundError, AccessError, UnreachableError: the source cannot be had.
         DiskFullError, BusyError: the store cannot be written.
     """
-    progress = progress or Quiet()
     check_name(name)
     store = _as_store(store)
     converter = make_converter(converter) if isinstance(converter, str) else converter
-    published = open_source(source, revision, keep=keep_source, connections=connections, progress=progress)
-    recipe = recipe_of(published.record, converter)
-    existing = existing_manifest(store, name, recipe, replace, progress)
-    if existing:
-        whole, kept = ", and whole" if replace else "", ", and no source to keep" if keep_source else ""
-        progress.message(f"{name} is already there, made by the same recipe{whole}: nothing to do{kept}")
-        store.sweep()
-        return existing
-    with store.stage(name, replace=replace, resume=recipe) as stage:
-        try:
-            plan = converter.plan(published)
-            check_free_space(plan, stage, keep_source)
-            small_files = fetch_small_files(plan, stage.scratch, progress)
-            with largest_on_its_way(plan, stage, progress) as plan:
-                check_fits_models(plan)
-                tokenizer = check_small_files(small_files, stage.scratch)
-                converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
-            check_staged(stage.path, converter, tokenizer)
-            if keep_source:
-                for path in plan.source_indexes:
-                    published.fetch(path, keep_source, progress)
-        except WanstoreError as error:
-            if not error.resumable:  # there is nothing to resume: leave the store as it was
-                stage.discard()
-            raise
-        manifest = Manifest(
-            name=name,
-            recipe=recipe,
-            created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            source=published.record,
-            conversion=converted.record,
-            files=converted.files,
-            versions=versions(_MADE_WITH),
-            notes={**({"model": model} if (model := model_in(stage.path)) else {}), **(notes or {})},
-        )
-        stage.seal(manifest)
-    return manifest
+    with shown(progress) as progress:
+        published = open_source(source, revision, keep=keep_source, connections=connections, progress=progress)
+        recipe = recipe_of(published.record, converter)
+        existing = existing_manifest(store, name, recipe, replace, progress)
+        if existing:
+            whole, kept = ", and whole" if replace else "", ", and no source to keep" if keep_source else ""
+            progress.message(f"{name} is already there, made by the same recipe{whole}: nothing to do{kept}")
+            store.sweep()
+            return existing
+        with store.stage(name, replace=replace, resume=recipe) as stage:
+            try:
+                plan = converter.plan(published)
+                check_free_space(plan, stage, keep_source)
+                small_files = fetch_small_files(plan, stage.scratch, progress)
+                with largest_on_its_way(plan, stage, progress) as plan:
+                    check_fits_models(plan)
+                    tokenizer = check_small_files(small_files, stage.scratch)
+                    converted = converter.convert(plan, stage.path, scratch=stage.scratch, progress=progress)
+                check_staged(stage.path, converter, tokenizer)
+                if keep_source:
+                    for path in plan.source_indexes:
+                        published.fetch(path, keep_source, progress)
+            except WanstoreError as error:
+                if not error.resumable:  # there is nothing to resume: leave the store as it was
+                    stage.discard()
+                raise
+            manifest = Manifest(
+                name=name,
+                recipe=recipe,
+                created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                source=published.record,
+                conversion=converted.record,
+                files=converted.files,
+                versions=versions(_MADE_WITH),
+                notes={**({"model": model} if (model := model_in(stage.path)) else {}), **(notes or {})},
+            )
+            stage.seal(manifest)
+        return manifest
 
 
 def plan_setup(
@@ -149,7 +150,7 @@ def plan_setup(
     revision: str | None = None,
     replace: bool = False,
     converter: Converter | str = "fp16",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> SetupPlan:
     """What `setup` with these arguments would download and store, and whether it fits. Nothing is written.
 
@@ -168,33 +169,33 @@ def plan_setup(
         revision: as for `setup`.
         replace: as for `setup`. A stored pipeline of the same recipe is not verified here.
         converter: as for `setup`.
-        progress: receives progress updates.
+        progress: receives progress updates, or True for bars.
 
     Raises:
         AlreadyExistsError, SourceError, NotFoundError, AccessError, UnreachableError: as for `setup`.
     """
-    progress = progress or Quiet()
     check_name(name)
     store = _as_store(store)
     converter = make_converter(converter) if isinstance(converter, str) else converter
-    published = open_source(source, revision, progress=progress)
-    todo, _ = what_to_do(store, name, recipe_of(published.record, converter), replace)
-    if todo == "nothing":
-        return SetupPlan(name, todo, published.record)
-    plan = converter.plan(published)
-    check_fits_models(plan)
-    fetched = published.record.kind == "hub"
-    return SetupPlan(
-        name=name,
-        todo=todo,
-        source=published.record,
-        model=model_of(plan.configs["transformer"]),
-        fetched_bytes=plan.source_bytes if fetched else 0,
-        stored_bytes=plan.stored_bytes,
-        peak_bytes=plan.peak_bytes if fetched else plan.stored_bytes,
-        free_bytes=store.free_bytes(),
-        files=tuple(shard.path for shard in plan.shards),
-    )
+    with shown(progress) as progress:
+        published = open_source(source, revision, progress=progress)
+        todo, _ = what_to_do(store, name, recipe_of(published.record, converter), replace)
+        if todo == "nothing":
+            return SetupPlan(name, todo, published.record)
+        plan = converter.plan(published)
+        check_fits_models(plan)
+        fetched = published.record.kind == "hub"
+        return SetupPlan(
+            name=name,
+            todo=todo,
+            source=published.record,
+            model=model_of(plan.configs["transformer"]),
+            fetched_bytes=plan.source_bytes if fetched else 0,
+            stored_bytes=plan.stored_bytes,
+            peak_bytes=plan.peak_bytes if fetched else plan.stored_bytes,
+            free_bytes=store.free_bytes(),
+            files=tuple(shard.path for shard in plan.shards),
+        )
 
 
 def copy(
@@ -203,7 +204,7 @@ def copy(
     target: WeightStore | str | Path,
     *,
     replace: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Manifest:
     """Copy a stored pipeline to another store: the same bytes, the same manifest, the same digest.
 
@@ -222,7 +223,7 @@ def copy(
         target: the store that gets it, or its path or URL.
         replace: replace another pipeline of that name in one step. The same one is verified, and copied again if it is
             damaged.
-        progress: receives the bytes copied.
+        progress: receives the bytes copied, or True for bars.
 
     Returns:
         The manifest. If the target has it already, nothing is done.
@@ -242,8 +243,37 @@ def copy(
     manifest = source.manifest(check_name(name))
     if is_compiled(manifest):
         raise NotSupportedError(f"{name} holds compiled functions, which are for one GPU", "Use wanstore compile there")
-    copy_pipeline(manifest, source, target, replace=replace, progress=progress or Quiet())
+    with shown(progress) as progress:
+        copy_pipeline(manifest, source, target, replace=replace, progress=progress)
     return manifest
+
+
+def verify(
+    address: str | Path,
+    *,
+    store: WeightStore | str | Path | None = None,
+    progress: Progress | bool | None = None,
+) -> VerifyReport:
+    """Hash every file of a stored pipeline again, and name each one that is damaged, missing or extra.
+
+    Example:
+        ```python
+        report = wanstore.verify("wan2.1-fp16", store="/data/models", progress=True)
+        print(report.ok, report.damaged)
+        ```
+
+    Args:
+        address: as for `load`.
+        store: as for `load`.
+        progress: receives the bytes hashed, or True for bars.
+
+    Raises:
+        NotFoundError: there is no such pipeline.
+        DamagedError: its manifest cannot be read.
+    """
+    place, name = _place_of(address, store)
+    with shown(progress) as progress:
+        return place.verify(name, progress=progress)
 
 
 def load(
@@ -259,7 +289,7 @@ def load(
     verify: bool = False,
     sealed: bool = True,
     cache: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> WanPipeline:
     """Load a stored pipeline: ready, in float16, and bit for bit what diffusers builds.
 
@@ -304,7 +334,7 @@ def load(
             will do, whoever wrote it.
         cache: keep what an object store sends in the cache, and read it from there the next time. With False the
             weights go straight to the device, hashed in passing, and nothing is kept: for a machine that loads once.
-        progress: receives the bytes checked and loaded.
+        progress: receives the bytes checked and loaded, or True for bars.
 
     Returns:
         The pipeline, with a `load_report` of the phases' seconds and bytes.
@@ -321,7 +351,7 @@ def load(
     from wanstore.loading._load import load_folder
 
     functions: list[Path] = []
-    with ExitStack() as stack:
+    with shown(progress) as progress, ExitStack() as stack:
         stream = None
         if sealed:
             place, name = _place_of(address, store)
@@ -338,7 +368,7 @@ def load(
 
 
 def activate(
-    pipe: WanPipeline, device: str | torch.device | None = None, *, progress: Progress | None = None
+    pipe: WanPipeline, device: str | torch.device | None = None, *, progress: Progress | bool | None = None
 ) -> WanPipeline:
     """Bring a prepared pipeline onto its device, ready to generate: what to do after a memory snapshot was restored.
 
@@ -356,7 +386,7 @@ def activate(
     Args:
         pipe: what `load` returned.
         device: "cuda" where there is one, else "cpu".
-        progress: receives the bytes loaded.
+        progress: receives the bytes loaded, or True for bars.
 
     Returns:
         `pipe` itself, with an `activation_report`.
@@ -369,7 +399,8 @@ def activate(
     """
     from wanstore.loading._activate import activate_pipeline
 
-    return activate_pipeline(pipe, device, progress=progress)
+    with shown(progress) as progress:
+        return activate_pipeline(pipe, device, progress=progress)
 
 
 def compile_blocks(
@@ -382,7 +413,7 @@ def compile_blocks(
     memory: MemoryMode = "auto",
     attention: AttentionBackend | Literal["auto"] | None = None,
     replace: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> CompileReport:
     """Compile a stored pipeline's transformer blocks for clips of these sizes, and keep the functions in its store.
 
@@ -405,7 +436,7 @@ def compile_blocks(
         memory: as for `load`, except that a plan cannot be given.
         attention: as for `load`, or "auto": the fastest on the largest preset's own shape.
         replace: make again what is there.
-        progress: receives progress updates.
+        progress: receives progress updates, or True for bars.
 
     Raises:
         NotFoundError: there is no such pipeline or preset.
@@ -416,28 +447,34 @@ def compile_blocks(
 
     place, name = _place_of(address, store)
     chosen = _presets(presets, model_in(place.local_path(name)))
-    return make_functions(
-        place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention, replace=replace,
-        progress=progress or Quiet(),
-    )  # fmt: skip
+    with shown(progress) as progress:
+        return make_functions(
+            place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention, replace=replace,
+            progress=progress,
+        )  # fmt: skip
 
 
 def benchmark(
-    pipe: diffusers.WanPipeline, presets: Sequence[Preset | str] | None = None, *, progress: Progress | None = None
+    pipe: diffusers.WanPipeline,
+    presets: Sequence[Preset | str] | None = None,
+    *,
+    progress: Progress | bool | None = None,
 ) -> BenchmarkReport:
     """Measure time and peak memory of each preset on a ready pipeline, in this process.
 
     Args:
         pipe: a pipeline, of `load` or of diffusers.
         presets: presets or their names; the four of production by default.
-        progress: receives progress updates.
+        progress: receives progress updates, or True for bars.
 
     Raises:
         NotFoundError: there is no preset of that name.
     """
     from wanstore.benchmarking.measure import PipelineBenchmarker
 
-    return PipelineBenchmarker(pipe).run(_presets(presets, model_of(pipe.transformer.config)), progress=progress)
+    chosen = _presets(presets, model_of(pipe.transformer.config))
+    with shown(progress) as progress:
+        return PipelineBenchmarker(pipe).run(chosen, progress=progress)
 
 
 def bench(
@@ -461,7 +498,7 @@ def bench(
     fresh: bool = False,
     replace_page: bool = False,
     command: str = "",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> BenchmarkReport:
     """Measure what each preset costs on a stored pipeline, each in a fresh process.
 
@@ -495,7 +532,7 @@ def bench(
         fresh: measure again what a stopped run has measured.
         replace_page: the page may take the place of one of another device, memory limit or other weights.
         command: the command line to show on the page.
-        progress: receives progress updates.
+        progress: receives progress updates, or True for bars.
 
     Raises:
         NotFoundError: there is no such pipeline or preset.
@@ -531,15 +568,15 @@ def bench(
         replace_page=replace_page,
         command=command,
     )
-    if compile == "on":
-        benchmarker.check()  # before minutes of compilation
-        made = make_functions(
-            place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention,
-            progress=progress or Quiet(),
-        )  # fmt: skip
-        asked = made.made_for["attention"]
-        benchmarker = attrs.evolve(benchmarker, attention=asked, functions=functions_of(place, name))
-    return benchmarker.run(chosen, progress=progress)
+    with shown(progress) as progress:
+        if compile == "on":
+            benchmarker.check()  # before minutes of compilation
+            made = make_functions(
+                place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention, progress=progress
+            )
+            asked = made.made_for["attention"]
+            benchmarker = attrs.evolve(benchmarker, attention=asked, functions=functions_of(place, name))
+        return benchmarker.run(chosen, progress=progress)
 
 
 def _as_store(store: WeightStore | str | Path | None) -> WeightStore:

@@ -29,6 +29,7 @@ from wanstore.cli._options import (
     store_option,
     stored_names,
 )
+from wanstore.display import shown
 from wanstore.errors import NotSupportedError, WanstoreError, without_secrets
 
 if TYPE_CHECKING:
@@ -90,7 +91,6 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
     """
     from wanstore.api import bench as run_bench
     from wanstore.benchmarking.report import BenchmarkReport
-    from wanstore.cli._terminal import TerminalProgress
     from wanstore.recipes import model_in
 
     if out.suffix == ".json":
@@ -107,7 +107,7 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
     how["steps"] = _steps(steps, chosen())  # what is wrong about them is told before anything is fetched
     presets = chosen(model_in(open_store_at(store_url).local_path(name)))
     report: Report
-    with TerminalProgress(quiet=as_json) as progress:
+    with shown(not as_json) as progress:
         if benchmarker == _OWN:
             command = without_secrets(shlex.join(["wanstore", *sys.argv[1:]]))
             report = run_bench(

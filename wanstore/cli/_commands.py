@@ -11,7 +11,7 @@ import click
 import wanstore
 from wanstore.cli._bench import bench
 from wanstore.cli._compile import compile_command
-from wanstore.cli._faults import Commands, escaped, one_line, plain_memory_errors
+from wanstore.cli._faults import Commands, one_line, plain_memory_errors
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
@@ -33,6 +33,7 @@ from wanstore.cli._options import (
     store_option,
     stored_names,
 )
+from wanstore.display import escaped, human_bytes, shown
 from wanstore.errors import NotFoundError, without_secrets
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
     from wanstore._setup import make_converter
     from wanstore.api import plan_setup
     from wanstore.api import setup as run_setup
-    from wanstore.cli._terminal import TerminalProgress, human_bytes, plan_lines
+    from wanstore.cli._terminal import plan_lines
 
     converter = make_converter(converter_name, converter_options)
     if dry_run:
@@ -101,17 +102,16 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
         else:
             click.echo("\n".join(plan_lines(plan)))
         return
-    with TerminalProgress(quiet=quiet or as_json) as progress:
-        manifest = run_setup(
-            source,
-            store_url,
-            name=name,
-            converter=converter,
-            keep_source=keep_source,
-            connections=connections,
-            progress=progress,
-            **options,
-        )
+    manifest = run_setup(
+        source,
+        store_url,
+        name=name,
+        converter=converter,
+        keep_source=keep_source,
+        connections=connections,
+        progress=not (quiet or as_json),
+        **options,
+    )
     if as_json:
         print_json(to_json(manifest))
     else:
@@ -191,12 +191,11 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
     """
     import attrs
 
+    from wanstore.api import verify as run_verify
     from wanstore.building._artifacts import is_compiled
-    from wanstore.cli._terminal import TerminalProgress, human_bytes
 
     store = open_store_at(store_url)
-    with TerminalProgress(quiet=as_json) as progress:
-        report = store.verify(name, progress=progress)
+    report = run_verify(name, store=store, progress=not as_json)
     if as_json:
         print_json({**attrs.asdict(report), "ok": report.ok})
     else:
@@ -230,10 +229,8 @@ def copy(name: str, source: str, target: str, replace: bool, as_json: bool) -> N
     """
     from wanstore._formats._json import to_json
     from wanstore.api import copy as run_copy
-    from wanstore.cli._terminal import TerminalProgress, human_bytes
 
-    with TerminalProgress(quiet=as_json) as progress:
-        manifest = run_copy(name, source, target, replace=replace, progress=progress)
+    manifest = run_copy(name, source, target, replace=replace, progress=not as_json)
     if as_json:
         print_json(to_json(manifest))
     else:
@@ -288,7 +285,6 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
       wanstore generate wan2.1-fp16 --store ./models --prompt "a red fox in the snow" --preset 480p/3s
     """
     from wanstore.api import load
-    from wanstore.cli._terminal import TerminalProgress
     from wanstore.generation import check_place, write_clip
     from wanstore.generation import generate as make_clip
     from wanstore.recipes import model_of
@@ -302,7 +298,7 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
         raise click.BadParameter(str(error), param_hint="--preset") from error
     check_place(out)
     with plain_memory_errors(preset.clip):
-        with TerminalProgress(quiet=as_json) as progress:
+        with shown(not as_json) as progress:
             pipe = load(
                 name, store=store_url, device=device, dtype=dtype, memory=memory, compile=compile, verify=verify,
                 progress=progress,

@@ -48,11 +48,9 @@ def compile_command(name: str, store_url: str, wanted: str | None, presets_file:
       wanstore compile wan2.1-fp16 --store ./models --presets 480p/3s,480p/5s
     """
     from wanstore.api import compile_blocks
-    from wanstore.cli._terminal import TerminalProgress
 
     presets = [changed(preset, size=size, frames=frames) for preset in named_presets(wanted, presets_file, "")]
-    with TerminalProgress(quiet=as_json) as progress:
-        report = compile_blocks(name, store=store_url, presets=presets, progress=progress, **how)
+    report = compile_blocks(name, store=store_url, presets=presets, progress=not as_json, **how)
     if as_json:
         click.echo(report.to_json())
     else:

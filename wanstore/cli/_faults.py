@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wanstore._error_translation import first_line, lacks_memory, of_system
+from wanstore.display import escaped
 from wanstore.errors import DeviceMemoryError, NotSupportedError, WanstoreError
 
 if TYPE_CHECKING:
@@ -59,11 +60,6 @@ def _check_streams() -> None:
     if sys.stdout is None:
         click.echo("wanstore: stdout is closed. Send it to a file, or to /dev/null.", err=True)
         sys.exit(1)
-
-
-def escaped(text: str) -> str:
-    """`text` with what could steer a terminal, or cannot be encoded, as escape sequences."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def one_line(text: str) -> str:

@@ -1,118 +1,22 @@
-"""Terminal output: progress bars on a terminal, lines elsewhere, tables."""
+"""Terminal output: tables and lines."""
 
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import click
-
-from wanstore.cli._faults import escaped
+from wanstore.display import escaped, human_bytes
 from wanstore.manifest import Manifest
 from wanstore.recipes import recipe_of
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bars
-    from rich.progress import ProgressColumn, TaskID
     from rich.table import Table
 
     from wanstore._setup import SetupPlan
 
 _RATES = (50_000_000, 200_000_000, 1_000_000_000)
 """Bytes a second that a download's time is told for."""
-_SPEED_SECONDS = 120
-"""The time left is estimated over this long: a denoising step may take half a minute."""
-
-
-class TerminalProgress:
-    """A `Progress` with a bar for each task on a terminal, and only messages elsewhere; all on stderr."""
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
-        self._bars: Bars | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty() and not self._quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bars
-
-            self._bars = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                amount_column(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                speed_estimate_period=_SPEED_SECONDS,
-            )
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bars:
-            self._bars.stop()
-
-    def start(self, task: str, total: int, unit: str = "bytes") -> None:
-        with self._lock:
-            if self._bars is None:
-                return
-            if task in self._tasks:
-                self._bars.reset(self._tasks[task], total=total)
-            else:
-                self._tasks[task] = self._bars.add_task(task, total=total, unit=unit)
-
-    def advance(self, task: str, amount: int) -> None:
-        if self._bars is not None and task in self._tasks:
-            self._bars.advance(self._tasks[task], amount)
-
-    def finish(self, task: str) -> None:
-        with self._lock:
-            if self._bars is not None and task in self._tasks:
-                self._bars.remove_task(self._tasks.pop(task))
-
-    def message(self, text: str) -> None:
-        if self._quiet:
-            return
-        if self._bars is not None:
-            self._bars.console.print(text, highlight=False, markup=False)
-        else:
-            click.echo(text, err=True)
-
-
-def amount_column() -> ProgressColumn:
-    """The progress of a task in its unit: bytes with their rate, percent, or a count."""
-    from rich.progress import DownloadColumn, ProgressColumn, Task, TransferSpeedColumn
-    from rich.text import Text
-
-    size, rate = DownloadColumn(), TransferSpeedColumn()
-
-    class Amount(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            unit = task.fields["unit"]
-            if unit == "bytes":
-                return Text.assemble(size.render(task), " ", rate.render(task))
-            if unit == "%":
-                return Text(f"{task.percentage:.0f} %", style="progress.percentage")
-            return Text(f"{task.completed:.0f}/{task.total:.0f} {unit}", style="progress.download")
-
-    return Amount()
-
-
-def human_bytes(count: int) -> str:
-    """`count` bytes with a decimal unit: 14.45 GB."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.2f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 def show(*tables: Table) -> None:
