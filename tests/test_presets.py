@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args
 
 import attrs
 import pytest
 
-from wanstore.errors import InvalidSettingError, NotFoundError
+import wanstore
+from wanstore.choices import PresetName
+from wanstore.errors import InvalidSettingError, NotFoundError, NotSupportedError
 from wanstore.presets import PRESETS, load_presets, preset_named
 
 
@@ -26,6 +30,21 @@ def test_production_has_four_presets_cheapest_first() -> None:
         ("720p/5s", 1280, 720, 81, 8.0),
         ("720p/10s", 1280, 720, 161, 8.0),
     ]
+
+
+def test_their_names_are_a_type() -> None:
+    """A checker refuses any other, and an editor offers them."""
+    assert get_args(PresetName) == tuple(PRESETS)
+
+
+@pytest.mark.parametrize("function", [wanstore.bench, wanstore.compile_blocks])
+def test_a_wrong_preset_is_told_before_anything_is_looked_for(function: Callable[..., Any]) -> None:
+    """With those there are; a name that is not in a list is no list of letters."""
+    with pytest.raises(NotFoundError, match=r"no preset '480p/2s'. Use one of: 480p/3s, 480p/5s, 720p/5s, 720p/10s"):
+        function("w", store="/nowhere", presets=["480p/3s", "480p/2s"])
+    for alone in ("480p/3s", PRESETS["480p/3s"]):
+        with pytest.raises(NotSupportedError, match=r"Give a list, such as \['480p/3s'\]"):
+            function("w", store="/nowhere", presets=alone)
 
 
 def test_presets_say_where_the_model_is_out_of_its_depth() -> None:

@@ -13,7 +13,8 @@ RIGHT = """
 from pathlib import Path
 
 import wanstore
-from wanstore import MemoryPlan, WanPipeline
+from wanstore import MemoryPlan, Preset, WanPipeline
+from wanstore.choices import PresetName
 from wanstore.loading import LoadReport, Phase, TransferRecord
 
 store = wanstore.open_store("/data/models")
@@ -35,7 +36,9 @@ with pipe.lock:
     pipe.forget_prompts()
 found = wanstore.bench("w", store=store, presets=["480p/3s"], steps=10, rounds=3, attention="auto")
 safe: str | None = found.safe_preset
-measured = wanstore.benchmark(pipe, ["480p/3s"])
+measured = wanstore.benchmark(pipe, ["480p/3s", Preset("small", width=64, height=64, frames=9)], progress=True)
+wanted: list[PresetName] = ["480p/3s", "720p/5s"]
+wanstore.compile_blocks("w", presets=wanted, progress=False)
 try:
     store.verify("w")
 except wanstore.WanstoreError as error:
@@ -54,6 +57,10 @@ wanstore.load("w", weights="defered")
 wanstore.load("w", attention="xfromers")
 wanstore.bench("w", ronds=3)
 wanstore.bench("w", memory="half")
+wanstore.bench("w", presets=["480p/2s"])
+wanstore.bench("w", presets="480p/3s")
+wanstore.compile_blocks("w", presets=["480p"])
+wanstore.load("w", progress="bars")
 pipe("a cat", num_frame=49)
 pipe.memory_plan.offloaded
 pipe.activation_report.seconds

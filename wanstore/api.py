@@ -27,7 +27,15 @@ from wanstore._setup import (
     recipe_of,
     what_to_do,
 )
-from wanstore.choices import AttentionBackend, CompileMode, ComponentName, DtypeName, MemoryMode, WeightsMode
+from wanstore.choices import (
+    AttentionBackend,
+    CompileMode,
+    ComponentName,
+    DtypeName,
+    MemoryMode,
+    PresetName,
+    WeightsMode,
+)
 from wanstore.display import shown
 from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Converter, Progress, VerifyReport, WeightStore
@@ -407,7 +415,7 @@ def compile_blocks(
     address: str | Path,
     *,
     store: WeightStore | str | Path | None = None,
-    presets: Sequence[Preset | str] | None = None,
+    presets: Sequence[Preset | PresetName] | None = None,
     device: str | None = None,
     dtype: Mapping[ComponentName, DtypeName] | None = None,
     memory: MemoryMode = "auto",
@@ -430,7 +438,7 @@ def compile_blocks(
     Args:
         address: as for `load`.
         store: as for `load`. It is written to.
-        presets: presets or their names; the four of production by default.
+        presets: presets or their names, such as "480p/3s"; the four of production by default.
         device: as for `load`.
         dtype: as for `load`.
         memory: as for `load`, except that a plan cannot be given.
@@ -445,6 +453,7 @@ def compile_blocks(
     """
     from wanstore.compiling import make_functions
 
+    _presets(presets)  # a wrong name is told before anything is fetched
     place, name = _place_of(address, store)
     chosen = _presets(presets, model_in(place.local_path(name)))
     with shown(progress) as progress:
@@ -456,7 +465,7 @@ def compile_blocks(
 
 def benchmark(
     pipe: diffusers.WanPipeline,
-    presets: Sequence[Preset | str] | None = None,
+    presets: Sequence[Preset | PresetName] | None = None,
     *,
     progress: Progress | bool | None = None,
 ) -> BenchmarkReport:
@@ -464,7 +473,7 @@ def benchmark(
 
     Args:
         pipe: a pipeline, of `load` or of diffusers.
-        presets: presets or their names; the four of production by default.
+        presets: presets or their names, such as "480p/3s"; the four of production by default.
         progress: receives progress updates, or True for bars.
 
     Raises:
@@ -481,7 +490,7 @@ def bench(
     address: str | Path,
     *,
     store: WeightStore | str | Path | None = None,
-    presets: Sequence[Preset | str] | None = None,
+    presets: Sequence[Preset | PresetName] | None = None,
     device: str | None = None,
     rounds: int = 1,
     warmup: int = 1,
@@ -513,7 +522,7 @@ def bench(
     Args:
         address: as for `load`.
         store: as for `load`.
-        presets: presets or their names; the four of production by default.
+        presets: presets or their names, such as "480p/3s"; the four of production by default.
         device: as for `load`.
         rounds: clips of each preset that count.
         warmup: clips of two steps before them that do not.
@@ -618,10 +627,14 @@ def _not_stored(repo: str) -> NotFoundError:
     )
 
 
-def _presets(wanted: Sequence[Preset | str] | None, model: str = "") -> list[Preset]:
+def _presets(wanted: Sequence[Preset | PresetName] | None, model: str = "") -> list[Preset]:
     """Those that are asked for; names stand for the model's presets."""
-    from wanstore.presets import load_presets, preset_named
+    from wanstore.presets import PRESETS, Preset, load_presets, preset_named
 
+    if isinstance(wanted, str | Preset):  # letter by letter it would be a sequence of names
+        raise NotSupportedError(
+            "presets is one preset, not a list of them", f"Give a list, such as ['{next(iter(PRESETS))}']"
+        )
     presets = load_presets(None, model)
     chosen = presets.values() if wanted is None else wanted
     return [preset_named(preset, presets) if isinstance(preset, str) else preset for preset in chosen]

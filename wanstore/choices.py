@@ -22,6 +22,9 @@ MemoryMode = Literal["auto", "resident", "offload"]
 CompileMode = Literal["off", "cached", "on"]
 """Whether a transformer's blocks run compiled: never, for the sizes that the store has functions for, or for all."""
 
+PresetName = Literal["480p/3s", "480p/5s", "720p/5s", "720p/10s"]
+"""One of the presets of production, as `presets.toml` has them."""
+
 AttentionBackend = Literal[
     "flash", "flash_hub", "flash_varlen", "flash_varlen_hub", "flash_4_hub", "_flash_3", "_flash_varlen_3",
     "_flash_3_hub", "_flash_3_varlen_hub", "aiter_fa2_hub", "flex", "native", "_native_cudnn", "_native_efficient",
