@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from wanstore.cli._faults import fail
+from wanstore.cli._json import print_json
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
@@ -25,7 +27,6 @@ from wanstore.cli._options import (
     named_presets,
     open_store_at,
     presets_option,
-    print_json,
     store_option,
     stored_names,
 )
@@ -120,10 +121,12 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
         _write(report, document, old, out, as_json)
     if len(document["rows"]) < len(presets):
         kept = f"{len(document['rows'])} of {len(presets)} presets are measured and kept"
-        click.echo(f"wanstore: Interrupted: {kept}. Run the same command again to measure the rest.", err=True)
-        sys.exit(1)
+        fault = WanstoreError(f"Interrupted: {kept}", "Run the same command again to measure the rest")
+        if not document["rows"]:
+            raise fault  # nothing was printed
+        fail(fault)
     if not any(row["status"] == "ok" for row in document["rows"]):
-        raise WanstoreError("No preset worked", f"See each preset's reason in {out}")
+        fail(WanstoreError("No preset worked", f"See each preset's reason in {out}"))
 
 
 def _run_installed(

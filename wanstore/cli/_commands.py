@@ -12,6 +12,7 @@ import wanstore
 from wanstore.cli._bench import bench
 from wanstore.cli._compile import compile_command
 from wanstore.cli._faults import Commands, one_line, plain_memory_errors
+from wanstore.cli._json import list_json, pipeline_json, print_json, show_json, verify_json
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
@@ -29,7 +30,6 @@ from wanstore.cli._options import (
     open_store_at,
     preset_names,
     preset_option,
-    print_json,
     store_option,
     stored_names,
 )
@@ -113,7 +113,7 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
         **options,
     )
     if as_json:
-        print_json(to_json(manifest))
+        print_json(pipeline_json(manifest))
     else:
         size, place = human_bytes(manifest.size_bytes), without_secrets(store_url)
         click.echo(f"{name}: {len(manifest.files)} files, {size}, sealed in {place}")
@@ -128,21 +128,19 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
     Those that cannot be read are shown with the reason, and the exit status is 0 all the same. Compiled functions are
     shown by `wanstore show NAME`, and here only if their pipeline is gone.
     """
-    from wanstore._formats._json import to_json
     from wanstore.building._artifacts import compiled_of
     from wanstore.cli._terminal import list_table
     from wanstore.cli._terminal import show as show_tables
 
     listing = open_store_at(store_url).list()
     beside = {one.name for pipeline in listing.pipelines for one in compiled_of(pipeline.name, listing.pipelines)}
-    shown = [one for one in listing.pipelines if one.name not in beside]
+    pipelines = [one for one in listing.pipelines if one.name not in beside]
     for one in listing.unreadable:
         click.echo(one_line(f"wanstore: {one.name} cannot be read: {one.reason}."), err=True)
     if as_json:
-        pipelines = [{**to_json(m), "size_bytes": m.size_bytes} for m in shown]
-        print_json({"pipelines": pipelines, "unreadable": [to_json(one) for one in listing.unreadable]})
-    elif shown:
-        show_tables(list_table(shown))
+        print_json(list_json(pipelines, listing.unreadable))
+    elif pipelines:
+        show_tables(list_table(pipelines))
     elif not listing.unreadable:
         place = without_secrets(store_url)
         click.echo(f"Nothing is stored in {place}. Add one with: wanstore setup SOURCE --store {place}", err=True)
@@ -155,20 +153,15 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 @json_option
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show where a pipeline comes from, how it was converted, its files, and what it has compiled functions for."""
-    from wanstore._formats._json import to_json
     from wanstore.building._artifacts import compiled_of
     from wanstore.manifest import read_tensor_records
-    from wanstore.recipes import recipe_of
 
     store = open_store_at(store_url)
     manifest = store.manifest(name)
     records = read_tensor_records(store.local_path(name)) if tensors else {}
     compiled = compiled_of(name, store.list().pipelines)
     if as_json:
-        recipe = to_json(recipe_of(manifest.notes.get("model", "")))
-        functions = [{"name": one.name, "made_for": one.conversion.options} for one in compiled]
-        shown = {**to_json(manifest), "digest": manifest.digest, "clips": recipe, "compiled": functions}
-        print_json({**shown, **({"tensors": records} if tensors else {})})
+        print_json({**show_json(manifest, compiled), **({"tensors": records} if tensors else {})})
         return
     from wanstore.cli._terminal import compiled_tables, manifest_tables, tensors_table
     from wanstore.cli._terminal import show as show_tables
@@ -189,26 +182,24 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
 
     Names each file that is damaged, missing or extra; the exit status is 1 if there is one.
     """
-    import attrs
-
     from wanstore.api import verify as run_verify
     from wanstore.building._artifacts import is_compiled
 
     store = open_store_at(store_url)
     report = run_verify(name, store=store, progress=not as_json)
+    next_step = ""
+    if not report.ok:
+        again = "wanstore compile" if is_compiled(store.manifest(name)) else "setup or copy"
+        next_step = f"run {again} again with --replace"
     if as_json:
-        print_json({**attrs.asdict(report), "ok": report.ok})
+        print_json(verify_json(report, next_step))
     else:
         rate = human_bytes(int(report.size_bytes / max(report.seconds, 1e-9)))
         click.echo(f"{name}: {report.files} files, {human_bytes(report.size_bytes)} hashed at {rate}/s")
         for kind in ("damaged", "missing", "extra"):
             for path in getattr(report, kind):
                 click.echo(escaped(f"{kind}: {path}"))
-        if report.ok:
-            click.echo("whole")
-        else:
-            again = "wanstore compile" if is_compiled(store.manifest(name)) else "setup or copy"
-            click.echo(f"NOT whole: run {again} again with --replace")
+        click.echo("whole" if report.ok else f"NOT whole: {next_step}")
     sys.exit(0 if report.ok else 1)
 
 
@@ -227,12 +218,11 @@ def copy(name: str, source: str, target: str, replace: bool, as_json: bool) -> N
     Example:
       wanstore copy wan2.1-fp16 --from modal://anime-models --to ./models
     """
-    from wanstore._formats._json import to_json
     from wanstore.api import copy as run_copy
 
     manifest = run_copy(name, source, target, replace=replace, progress=not as_json)
     if as_json:
-        print_json(to_json(manifest))
+        print_json(pipeline_json(manifest))
     else:
         size, place = human_bytes(manifest.size_bytes), without_secrets(target)
         click.echo(f"{name}: {len(manifest.files)} files, {size}, in {place}")
@@ -284,6 +274,7 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
     Example:
       wanstore generate wan2.1-fp16 --store ./models --prompt "a red fox in the snow" --preset 480p/3s
     """
+    from wanstore._formats._json import to_json
     from wanstore.api import load
     from wanstore.generation import check_place, write_clip
     from wanstore.generation import generate as make_clip
@@ -307,11 +298,11 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
             frames = make_clip(pipe, prompt, preset, seed=seed, progress=progress)
         write_clip(frames, out)
     plan = pipe.memory_plan
-    shown_plan = {"memory_plan": str(plan)} if plan else {}
     if as_json:
-        import attrs
-
-        print_json({"clip": str(out), "frames": len(frames), "load": attrs.asdict(pipe.load_report), **shown_plan})
+        report = to_json(pipe.load_report)
+        print_json(
+            {"clip": str(out), "frames": len(frames), "load": report, "memory_plan": str(plan) if plan else None}
+        )
     else:
         click.echo(str(pipe.load_report))
         if plan:
@@ -343,7 +334,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
     memory plan for a clip of that preset, and the peak that it predicts for each phase.
     """
     from wanstore.building._artifacts import functions_of
-    from wanstore.cli._doctor import examine, plan_memory
+    from wanstore.cli._doctor import examine, lines, plan_lines, plan_memory
 
     if name is not None and not store_url:
         raise click.UsageError("NAME needs --store, or WANSTORE_STORE")
@@ -361,8 +352,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
     if as_json:
         print_json(findings)
         return
-    for topic, finding in findings.items():
-        text = ", ".join(f"{k} {v}" for k, v in finding.items()) if isinstance(finding, dict) else finding
+    for topic, text in (plan_lines if preset else lines)(findings).items():
         click.echo(f"{topic:>10}  {text}")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from wanstore.cli._faults import fail
+from wanstore.cli._json import print_json
 from wanstore.cli._options import (
     changed,
     device_option,
@@ -47,16 +49,17 @@ def compile_command(name: str, store_url: str, wanted: str | None, presets_file:
     Example:
       wanstore compile wan2.1-fp16 --store ./models --presets 480p/3s,480p/5s
     """
+    from wanstore._formats._json import to_json
     from wanstore.api import compile_blocks
 
     presets = [changed(preset, size=size, frames=frames) for preset in named_presets(wanted, presets_file, "")]
     report = compile_blocks(name, store=store_url, presets=presets, progress=not as_json, **how)
     if as_json:
-        click.echo(report.to_json())
+        print_json(to_json(report))
     else:
         for preset in report.presets:
             click.echo(str(preset))
         if any(preset.status == "made" for preset in report.presets):
             click.echo(f"{report.folder}: sealed in {without_secrets(store_url)}")
     if all(preset.status == "failed" for preset in report.presets):
-        raise WanstoreError("Nothing could be compiled", "Clips are made without, as before")
+        fail(WanstoreError("Nothing could be compiled", "Clips are made without, as before"))

@@ -44,25 +44,71 @@ def examine(
     load compared with those speeds. Raises `AccessError` when nothing can be written to `folder`.
     """
     speeds, ceilings = measure(folder)
-    load = {}
-    if pipeline:
-        report = load_pipeline(pipeline, compile=compile, functions=functions).load_report
-        load["load"] = how_close(report, ceilings) | ({"compile": str(report.compiled)} if report.compiled else {})
+    report = load_pipeline(pipeline, compile=compile, functions=functions).load_report if pipeline else None
     return {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB",
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        },
         "gpu": _gpu(),
-        "disk": _disk(folder),
+        "disk": {"free_bytes": free_bytes(folder)},
         "speed": speeds,
-        **load,
+        **({"load": how_close(report, ceilings)} if report else {}),
         "attention": _attention(),
         "compiler": _compiler(),
         "versions": versions(_PACKAGES),
-        "imports": _imports(),
+        "broken_imports": _broken_imports(),
     }
 
 
-def _imports() -> dict[str, str] | str:
+def lines(findings: Mapping[str, Any]) -> dict[str, str]:
+    """What `examine` found, as people read it: a line for each topic."""
+    machine, gpu, speed, compiler = (findings[key] for key in ("machine", "gpu", "speed", "compiler"))
+    free = findings["disk"]["free_bytes"]
+    rates = [
+        f"{name.replace('_', ' ')} {rate / 1e9:.2f} GB/s" for name, rate in speed["bytes_a_second"].items() if rate
+    ]
+    found = {
+        "machine": f"{machine['system']} {machine['architecture']}, {machine['cores']} cores",
+        "memory": f"{machine['memory_bytes'] / GIB:.1f} GiB",
+        "gpu": "none that torch can use: generation runs on the CPU, slowly",
+        "disk": "free not told by this file system" if free is None else f"free {free / 1e9:.1f} GB",
+        "speed": f"not measured: {speed['reason']}" if speed["reason"] else ", ".join(rates),
+    }
+    if gpu["name"]:
+        free_gib = gpu["free_bytes"] / GIB
+        found["gpu"] = f"{gpu['name']}, {gpu['memory_bytes'] / GIB:.1f} GiB, {free_gib:.1f} free"
+    if "load" in findings:
+        found["load"] = _load_line(findings["load"])
+    triton = f", triton {compiler['triton'] or 'not installed'}" if gpu["name"] else ""
+    broken = [
+        f"{name} is broken ({why}): install the version that fits torch, or uninstall it"
+        for name, why in findings["broken_imports"].items()
+    ]
+    return found | {
+        "attention": ", ".join(f"{name} {'yes' if usable else 'no'}" for name, usable in findings["attention"].items()),
+        "compiler": f"of {compiler['language']} {compiler['path'] or 'none: blocks run eagerly'}{triton}",
+        "versions": ", ".join(f"{name} {version}" for name, version in findings["versions"].items()),
+        "imports": ", ".join(broken) or "every library can be imported",
+    }
+
+
+def _load_line(load: Mapping[str, Any]) -> str:
+    rate, best = load["size_bytes"] / load["weights_seconds"], load["ceiling_bytes_a_second"]
+    parts = [
+        f"ready after {load['seconds']:.2f} s, bound by {load['bound_by']}",
+        f"weights {load['size_bytes'] / 1e9:.2f} GB in {load['weights_seconds']:.2f} s, {rate / 1e9:.2f} GB/s",
+        f"of the ceiling {rate / best:.0%} ({load['ceiling']}, {best / 1e9:.2f} GB/s)"
+        if best
+        else "of the ceiling not known: no speed was measured",
+        load["compiled"],
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _broken_imports() -> dict[str, str]:
     """What the libraries that cannot be imported say."""
     broken = {}
     for name in _MAY_BE_BROKEN:
@@ -70,8 +116,8 @@ def _imports() -> dict[str, str] | str:
             try:
                 importlib.import_module(name)
             except Exception as error:  # noqa: BLE001 - whatever it raises, it cannot be used
-                broken[name] = f"is broken ({first_line(error)}): install the version that fits torch, or uninstall it"
-    return broken or "every library can be imported"
+                broken[name] = first_line(error)
+    return broken
 
 
 def plan_memory(
@@ -87,8 +133,18 @@ def plan_memory(
         return None
     estimate = MemoryEstimate.of_folder(folder, check_dtypes(dtype))
     plan = choose_plan(estimate, preset.clip, free)
-    peaks = {phase: f"{peak / GIB:.2f} GiB" for phase, peak in estimate.peaks(plan, preset.clip).items()}
-    return {"preset": preset.name, "free": f"{free / GIB:.1f} GiB", "plan": str(plan), "peaks": peaks}
+    peaks = dict(estimate.peaks(plan, preset.clip))
+    return {"preset": preset.name, "free_bytes": free, "plan": str(plan), "peak_bytes": peaks}
+
+
+def plan_lines(found: Mapping[str, Any]) -> dict[str, str]:
+    """What `plan_memory` found, as people read it."""
+    return {
+        "preset": found["preset"],
+        "free": f"{found['free_bytes'] / GIB:.1f} GiB",
+        "plan": found["plan"],
+        "peaks": ", ".join(f"{phase} {peak / GIB:.2f} GiB" for phase, peak in found["peak_bytes"].items()),
+    }
 
 
 def _free_bytes() -> int | None:
@@ -102,25 +158,21 @@ def _free_bytes() -> int | None:
     return budget_bytes(pick_device(None))
 
 
-def _gpu() -> str:
+def _gpu() -> dict[str, Any]:
+    """All None where torch can use no GPU."""
     import torch
 
     if not torch.cuda.is_available():
-        return "none that torch can use: generation runs on the CPU, slowly"
+        return dict.fromkeys(("name", "memory_bytes", "free_bytes"))
     free, total = torch.cuda.mem_get_info()
-    return f"{torch.cuda.get_device_name()}, {total / 2**30:.1f} GiB, {free / 2**30:.1f} free"
+    return {"name": torch.cuda.get_device_name(), "memory_bytes": total, "free_bytes": free}
 
 
-def _disk(folder: Path) -> dict[str, str]:
-    free = free_bytes(folder)
-    return {"free": "not told by this file system" if free is None else f"{free / 1e9:.1f} GB"}
-
-
-def measure(folder: Path) -> tuple[dict[str, str], Ceilings | None]:
+def measure(folder: Path) -> tuple[dict[str, Any], Ceilings | None]:
     """How fast a file of 256 MiB in `folder` is written and read, and a GPU filled; nothing where there is no room."""
     free = free_bytes(folder)
     if free is not None and free < 2 * _SAMPLE_BYTES:
-        return {"not measured": "the disk is nearly full"}, None
+        return _speeds(reason="the disk is nearly full"), None
     try:
         sample = tempfile.NamedTemporaryFile(dir=folder, prefix=".wanstore-doctor-")  # noqa: SIM115
     except OSError as error:
@@ -137,50 +189,56 @@ def measure(folder: Path) -> tuple[dict[str, str], Ceilings | None]:
         os.fsync(file.fileno())
         written = _SAMPLE_BYTES / (time.perf_counter() - began)
         ceilings = measure_ceilings(Path(file.name))
+    return _speeds(written, ceilings.disk, ceilings.page_cache, ceilings.pcie), ceilings
+
+
+def _speeds(
+    to_disk: float = 0, from_disk: float = 0, page_cache: float = 0, to_gpu: float = 0, *, reason: str = ""
+) -> dict[str, Any]:
+    """Bytes a second, None where it could not be measured; `reason` if nothing was."""
     rates = {
-        "memory to disk": written,
-        "disk to memory": ceilings.disk,
-        "page cache to memory": ceilings.page_cache,
-        "memory to GPU": ceilings.pcie,
-    }
-    return {name: f"{rate / 1e9:.2f} GB/s" for name, rate in rates.items() if rate}, ceilings
+        "memory_to_disk": to_disk, "disk_to_memory": from_disk, "page_cache_to_memory": page_cache,
+        "memory_to_GPU": to_gpu,
+    }  # fmt: skip
+    return {"bytes_a_second": {name: rate or None for name, rate in rates.items()}, "reason": reason}
 
 
-def how_close(report: LoadReport, ceilings: Ceilings | None) -> dict[str, str]:
+def how_close(report: LoadReport, ceilings: Ceilings | None) -> dict[str, Any]:
     """A load, beside what the machine could do at best where that is known."""
     transfer = report.transfer
     assert transfer is not None
-    rate = transfer.size_bytes / transfer.seconds
-    close = "not known: no speed was measured"
-    if ceilings:
-        bound, best = ceilings.best_of(transfer, report.device)
-        close = f"{rate / best:.0%} ({bound}, {best / 1e9:.2f} GB/s)"
+    bound, best = ceilings.best_of(transfer, report.device) if ceilings else (None, None)
     return {
-        "ready after": f"{report.seconds:.2f} s, bound by {report.bound_by}",
-        "weights": f"{transfer.size_bytes / 1e9:.2f} GB in {transfer.seconds:.2f} s, {rate / 1e9:.2f} GB/s",
-        "of the ceiling": close,
+        "seconds": report.seconds,
+        "bound_by": report.bound_by,
+        "size_bytes": transfer.size_bytes,
+        "weights_seconds": transfer.seconds,
+        "ceiling": bound,
+        "ceiling_bytes_a_second": best,
+        "compiled": str(report.compiled) if report.compiled else None,
     }
 
 
-def _compiler() -> dict[str, str]:
+def _compiler() -> dict[str, str | None]:
     """What compiled blocks need, besides torch."""
     import torch
 
     needed = ("cc", "gcc", "clang") if torch.cuda.is_available() else ("g++", "clang++")
-    found = os.environ.get("CC") or next((path for name in needed if (path := shutil.which(name))), "")
-    triton = {"triton": versions(("triton",)).get("triton", "not installed")} if torch.cuda.is_available() else {}
-    return {"of C" if torch.cuda.is_available() else "of C++": found or "none: blocks run eagerly", **triton}
+    return {
+        "language": "C" if torch.cuda.is_available() else "C++",
+        "path": os.environ.get("CC") or next((path for name in needed if (path := shutil.which(name))), None),
+        "triton": versions(("triton",)).get("triton"),
+    }
 
 
-def _attention() -> dict[str, str]:
+def _attention() -> dict[str, bool]:
     """Attention backends and whether each can be used; xformers is not imported, since that touches CUDA."""
     import torch
 
     cuda = torch.cuda.is_available()
-    usable = {
+    return {
         "native": True,
         "flash": cuda and torch.backends.cuda.is_flash_attention_available(),
         "cudnn": cuda and torch.backends.cudnn.is_available(),
         "xformers": cuda and importlib.util.find_spec("xformers") is not None,
     }
-    return {name: "yes" if found else "no" for name, found in usable.items()}

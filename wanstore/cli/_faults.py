@@ -6,13 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from wanstore._error_translation import first_line, lacks_memory, of_system
+from wanstore.cli._json import error_json, print_json
 from wanstore.display import escaped
 from wanstore.errors import DeviceMemoryError, NotSupportedError, WanstoreError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from wanstore.presets import ClipSize
 
 _LINE_MAX = 1000
-_RESUMABLE = ("setup", "bench")
+_RESUMABLE = ("setup", "copy", "bench")
 """The commands that resume what an earlier run has done."""
 
 
@@ -31,19 +32,21 @@ class Commands(click.Group):
         _check_streams()
         arguments = list(sys.argv[1:] if args is None else args)
         settings["standalone_mode"] = False  # click would report Ctrl-C in its own words
+        as_json = "--json" in arguments  # what else was asked for may not be known: usage may be wrong
         with _interrupts_noted() as noted:
             try:
                 status = super().main(arguments, *more, **settings) or 0
             except click.ClickException as error:
                 error.show()
+                _answer(error, as_json=as_json)
                 status = error.exit_code
             except (Exception, KeyboardInterrupt) as error:
                 interrupted = noted or isinstance(error, KeyboardInterrupt | click.Abort)
-                text = _interrupted(arguments) if interrupted else _text_of(error)
-                if text is None:
+                fault = _interrupted(arguments) if interrupted else _foreseen(error)
+                if fault is None:
                     raise
-                click.echo(one_line(f"wanstore: {text}"), err=True)
-                status = 1
+                _answer(fault, as_json=as_json)
+                fail(fault)
         sys.exit(status)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -51,6 +54,19 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             raise click.Abort from error  # or click prints an empty line
+
+
+def fail(fault: WanstoreError) -> NoReturn:
+    """End with status 1 and a line that says why. What a command raises prints an answer too; this is for after one."""
+    click.echo(one_line(f"wanstore: {fault}"), err=True)
+    sys.exit(1)
+
+
+def _answer(fault: WanstoreError | click.ClickException, *, as_json: bool) -> None:
+    """With `--json` a fault is the document: whoever reads stdout finds one, whatever happens."""
+    if as_json:
+        with suppress(OSError):  # stdout itself may be what failed
+            print_json(error_json(fault))
 
 
 def _check_streams() -> None:
@@ -68,13 +84,13 @@ def one_line(text: str) -> str:
     return line if len(line) <= _LINE_MAX else f"{line[: _LINE_MAX // 2]} [...] {line[-_LINE_MAX // 2 :]}"
 
 
-def _text_of(error: BaseException) -> str | None:
-    """The message of a foreseeable fault, with its next step; None for any other error."""
+def _foreseen(error: BaseException) -> WanstoreError | None:
+    """A foreseeable fault, with its next step; None for any other error."""
     if isinstance(error, OSError) and not isinstance(error, WanstoreError):
         error = of_system(error)
     if isinstance(error, ImportError) or str(error).startswith("Failed to import"):  # the latter is diffusers'
         error = _broken_library(error)
-    return str(error) if isinstance(error, WanstoreError) else None
+    return error if isinstance(error, WanstoreError) else None
 
 
 def _broken_library(error: BaseException) -> NotSupportedError:
@@ -88,12 +104,19 @@ def _broken_library(error: BaseException) -> NotSupportedError:
     )
 
 
-def _interrupted(arguments: list[str]) -> str:
+class InterruptError(WanstoreError):
+    """Somebody pressed Ctrl-C."""
+
+
+def _interrupted(arguments: list[str]) -> InterruptError:
     # Python ends by the signal, whatever was caught since, if the interrupt came in an exec() of source text, as attrs'
     # and dataclasses' are. The next one that goes well makes it forget that.
     exec("")  # noqa: S102
-    resumes = arguments[:1] and arguments[0] in _RESUMABLE
-    return f"Interrupted. Run the same command again: it {'resumes' if resumes else 'starts from the beginning'}."
+    resumes = bool(arguments) and arguments[0] in _RESUMABLE
+    then = "it resumes" if resumes else "it starts from the beginning"
+    fault = InterruptError("Interrupted", f"Run the same command again: {then}")
+    fault.resumable = resumes
+    return fault
 
 
 @contextmanager

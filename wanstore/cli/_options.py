@@ -1,8 +1,7 @@
-"""Options that several commands share, and how they print."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -209,11 +208,6 @@ def open_store_at(url: str | None) -> WeightStore:
     from wanstore.stores import open_store
 
     return open_store(url)
-
-
-def print_json(document: Any) -> None:
-    """One JSON document, for machines."""
-    click.echo(json.dumps(document, indent=2))
 
 
 def chosen_presets(names: Sequence[str] | None, file: Path | None, model: str = "") -> list[Preset]:

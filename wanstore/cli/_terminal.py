@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wanstore.cli._json import compiled_json
 from wanstore.display import escaped, human_bytes
 from wanstore.manifest import Manifest
 from wanstore.recipes import recipe_of
@@ -121,21 +122,15 @@ def manifest_tables(manifest: Manifest) -> list[Table]:
 
 def compiled_tables(compiled: Sequence[Manifest]) -> list[Table]:
     """What `wanstore show` shows of compiled functions: each folder, for what, and for which presets."""
-    from wanstore.building._artifacts import shapes_in, spelled
-    from wanstore.presets import PRESETS
-
-    if not compiled:
-        return []
-    names = {preset.clip.shape: preset.name for preset in PRESETS.values()}
-    rows = (
+    rows = [
         [
-            one.name,
-            ", ".join(names.get(shape, f"{spelled(shape)} tokens") for shape in shapes_in(one)),
-            ", ".join(f"{key} {value}" for key, value in one.conversion.options.items()),
+            one["name"],
+            ", ".join(function["preset"] or f"{function['shape']} tokens" for function in one["functions"]),
+            ", ".join(f"{key} {value}" for key, value in one["made_for"].items()),
         ]
-        for one in compiled
-    )
-    return [text_table(["folder", "presets", "made for"], rows, title="compiled functions")]
+        for one in map(compiled_json, compiled)
+    ]
+    return [text_table(["folder", "presets", "made for"], rows, title="compiled functions")] if rows else []
 
 
 def tensors_table(component: str, tensors: list[dict[str, Any]]) -> Table:
