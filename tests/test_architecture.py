@@ -30,8 +30,19 @@ MAY_IMPORT = {
         "testing",
         "display",
     },
-    "api": {"display", "benchmarking", "compiling", "loading", "memory", "building", "stores", "conversion"},
+    "api": {
+        "display",
+        "reporting",
+        "benchmarking",
+        "compiling",
+        "loading",
+        "memory",
+        "building",
+        "stores",
+        "conversion",
+    },
     "benchmarking": {"loading", "memory", "building", "lean_imports", "transfer"},
+    "reporting": {"display", "benchmarking", "loading"},
     "compiling": {"loading", "memory", "building", "lean_imports", "transfer"},
     "loading": {"memory", "building", "lean_imports", "transfer"},
     "memory": {"building", "transfer"},
@@ -60,7 +71,7 @@ FOREIGN = {
 }
 """Libraries that rooms know nothing of."""
 
-INSIDE = {"transfer", "lean_imports", "building", "display"}
+INSIDE = {"transfer", "lean_imports", "building", "display", "reporting"}
 """Rooms that have nothing for users: what their `__init__` exports is for the rooms above."""
 
 MOST_SIBLINGS = 15

@@ -33,13 +33,14 @@ __all__ = [
     "load",
     "open_store",
     "plan_setup",
+    "report",
     "setup",
     "verify",
 ]
 
 if TYPE_CHECKING:
     from wanstore._setup import SetupPlan
-    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, plan_setup, setup, verify
+    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, plan_setup, report, setup, verify
     from wanstore.errors import WanstoreError
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
     from wanstore.loading._pipeline import WanPipeline
@@ -58,6 +59,7 @@ else:  # a checker that saw this would accept any name
             "copy",
             "load",
             "plan_setup",
+            "report",
             "setup",
             "verify",
         ),

@@ -7,10 +7,14 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from io import BufferedReader
 from pathlib import Path
+
+from wanstore._error_translation import of_system
+from wanstore.errors import AlreadyExistsError, WanstoreError
 
 _BLOCK_BYTES = 4 << 20
 PAGE_BYTES = 4096
@@ -88,6 +92,28 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise ValueError(f"it is larger than {max_bytes >> 20} MiB")
     return data
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, to be renamed over it; it is removed after the block. Makes the folder.
+
+    What the operating system refuses is raised as a `WanstoreError`.
+    """
+    try:
+        target = path.resolve()  # a link is not replaced, but what it leads to
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            raise AlreadyExistsError(f"{path} is not a regular file", "Choose another path")
+        draft = target.with_name(f".wanstore-{uuid.uuid4().hex}{target.suffix}")
+        try:
+            yield draft
+        finally:
+            draft.unlink(missing_ok=True)
+    except WanstoreError:
+        raise
+    except OSError as error:
+        raise of_system(error, path) from error
 
 
 def remove_tree(path: Path, *, ignore_errors: bool = True) -> None:

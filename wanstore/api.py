@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.compiling import CompileReport
+    from wanstore.loading import LoadReport
     from wanstore.loading._pipeline import WanPipeline
     from wanstore.memory import MemoryPlan
     from wanstore.presets import Preset
@@ -586,6 +587,53 @@ def bench(
             asked = made.made_for["attention"]
             benchmarker = attrs.evolve(benchmarker, attention=asked, functions=functions_of(place, name))
         return benchmarker.run(chosen, progress=progress)
+
+
+def report(
+    address: str | Path,
+    out: str | Path | None = None,
+    *,
+    store: WeightStore | str | Path | None = None,
+    load_report: LoadReport | None = None,
+    benchmarks: BenchmarkReport | None = None,
+) -> Path:
+    """Write a page about a stored pipeline: one HTML file, which fetches nothing and runs nothing.
+
+    It has the manifest, the size of each component and the conversion's error of each layer, and what else is given.
+
+    Example:
+        ```python
+        pipe = wanstore.load("wan2.1-fp16", store="/data/models")
+        wanstore.report("wan2.1-fp16", store="/data/models", load_report=pipe.load_report)
+        ```
+
+    Args:
+        address: as for `load`. A remote store's pipeline is downloaded into the cache.
+        out: the page; by default the pipeline's name with `-report.html`, in the current folder. An existing file is
+            replaced.
+        store: as for `load`.
+        load_report: shown as the phases of a load.
+        benchmarks: shown as charts of time and memory.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        NotFoundError: there is no such pipeline.
+        DamagedError: its manifest, or the records of its conversion, cannot be read.
+        NotSupportedError: the folder holds compiled functions.
+        WanstoreError: the page cannot be written.
+    """
+    from wanstore.building._artifacts import is_compiled
+    from wanstore.reporting import write_report
+
+    place, name = _place_of(address, store)
+    manifest = place.manifest(name)
+    if is_compiled(manifest):
+        raise NotSupportedError(f"{name} holds compiled functions, and no pipeline", "Name the pipeline")
+    page = Path(f"{name}-report.html" if out is None else out)
+    write_report(manifest, place.local_path(name), page, load=load_report, benchmarks=benchmarks)
+    return page
 
 
 def _as_store(store: WeightStore | str | Path | None) -> WeightStore:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wanstore._error_translation import of_system
-from wanstore.errors import AlreadyExistsError, WanstoreError
+from wanstore._files import draft_of
 from wanstore.interfaces import Progress, Quiet
 from wanstore.presets import CACHES, FRAMES_PER_SECOND, Preset
 
@@ -95,7 +91,7 @@ def eight_bits(frames: numpy.ndarray[Any, Any]) -> numpy.ndarray[Any, Any]:
 
 def check_place(path: Path) -> None:
     """Check that a clip can be written to `path`, and make its folder. Raises what `write_clip` would."""
-    with _draft_of(path) as draft:
+    with draft_of(path) as draft:
         draft.touch()
 
 
@@ -107,7 +103,7 @@ def write_clip(frames: numpy.ndarray[Any, Any], path: Path) -> None:
     import av
 
     pixels = eight_bits(frames)
-    with _draft_of(path) as draft:
+    with draft_of(path) as draft:
         with av.open(str(draft), "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
             stream.height, stream.width = pixels.shape[1:3]
@@ -116,22 +112,3 @@ def write_clip(frames: numpy.ndarray[Any, Any], path: Path) -> None:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             container.mux(stream.encode())
         draft.replace(path.resolve())
-
-
-@contextmanager
-def _draft_of(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which is removed after the block."""
-    try:
-        target = path.resolve()  # a link is not replaced, but what it leads to
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not target.is_file():
-            raise AlreadyExistsError(f"{path} is not a regular file", "Choose another path")
-        draft = target.with_name(f".wanstore-{uuid.uuid4().hex}.mp4")
-        try:
-            yield draft
-        finally:
-            draft.unlink(missing_ok=True)
-    except WanstoreError:
-        raise
-    except OSError as error:
-        raise of_system(error, path) from error

@@ -400,6 +400,33 @@ def test_copy_puts_a_pipeline_into_another_store(store: Path, tmp_path: Path) ->
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
 
 
+def test_report_writes_a_page_with_what_it_is_given(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named after the pipeline, in the current folder; a load from its file, or measured."""
+    monkeypatch.chdir(tmp_path)
+    clip = ("--size", "64x64", "--frames", "5", "--steps", "1", "--device", "cpu")
+    made = in_here("generate", "w", "--store", store, "--prompt", "a cat", *clip, "--json")
+    Path("load.json").write_text(made.stdout)
+    run = in_here("report", "w", "--store", store, "--load-report", "load.json")
+    assert run.exit_code == 0 and run.stdout == "w-report.html is written\n"
+    assert "bound by" in Path("w-report.html").read_text()
+    assert in_here("report", "w", "--store", store, "--measure-load", "--out", "other.html").exit_code == 0
+    assert "bound by" in Path("other.html").read_text()
+
+
+def test_report_tells_files_that_are_something_else(store: Path, tmp_path: Path) -> None:
+    """And that a load is either given or measured."""
+    (tmp_path / "x.json").write_text("{}")
+    report = ("report", "w", "--store", store, "--out", tmp_path / "page.html")
+    for option, told in (("--load-report", "not a load report"), ("--benchmarks", "not a benchmark report")):
+        run = in_here(*report, option, tmp_path / "x.json")
+        assert run.exit_code == 1 and told in run.stderr and len(run.stderr.splitlines()) == 1
+    both = in_here(*report, "--load-report", tmp_path / "x.json", "--measure-load")
+    assert both.exit_code == 2 and "exclude each other" in both.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
 # --- compiled functions
 
 

@@ -158,6 +158,13 @@ def test_compile_prints_what_became_of_each_preset(compiled_store: Path) -> None
     check(documented("compile"), answer("compile", "w", "--store", compiled_store, *small))
 
 
+def test_report_prints_where_the_page_is(store: Path, tmp_path: Path) -> None:
+    """As it was asked for."""
+    document = answer("report", "w", "--store", store, "--out", tmp_path / "page.html")
+    check(documented("report"), document)
+    assert Path(document["page"]).is_file()
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "kind"),
     [

@@ -33,7 +33,8 @@ from wanstore.cli._options import (
     store_option,
     stored_names,
 )
-from wanstore.display import escaped, human_bytes, shown
+from wanstore.cli._report import report_command
+from wanstore.display import escaped, human_bytes, manifest_tables, shown
 from wanstore.errors import NotFoundError, without_secrets
 
 if TYPE_CHECKING:
@@ -163,11 +164,11 @@ def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     if as_json:
         print_json({**show_json(manifest, compiled), **({"tensors": records} if tensors else {})})
         return
-    from wanstore.cli._terminal import compiled_tables, manifest_tables, tensors_table
+    from wanstore.cli._terminal import compiled_tables, tensors_table, text_table
     from wanstore.cli._terminal import show as show_tables
 
     show_tables(
-        *manifest_tables(manifest),
+        *(text_table(one.columns, one.rows, title=one.title) for one in manifest_tables(manifest)),
         *compiled_tables(compiled),
         *(tensors_table(component, rows) for component, rows in records.items()),
     )
@@ -312,6 +313,7 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
 
 main.add_command(compile_command)
 main.add_command(bench)
+main.add_command(report_command)
 
 
 @main.command()

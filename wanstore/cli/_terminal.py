@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from wanstore.cli._json import compiled_json
 from wanstore.display import escaped, human_bytes
 from wanstore.manifest import Manifest
-from wanstore.recipes import recipe_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,52 +71,6 @@ def list_table(manifests: Iterable[Manifest]) -> Table:
         for one in manifests
     )
     return text_table(["name", "source", "commit", "#size", "made at"], rows)
-
-
-def _clips_of(model: str) -> str:
-    """How clips are made, which depends on the model."""
-    recipe = recipe_of(model)
-    told = f"{model}: {recipe} ({recipe.source})"
-    return told if model else f"{recipe}: the model is not recorded, or unknown, so these are {recipe.model}'s"
-
-
-def manifest_tables(manifest: Manifest) -> list[Table]:
-    """What `wanstore show` shows: the facts, the conversion by component, the files."""
-    source, conversion = manifest.source, manifest.conversion
-    options = "".join(f", {name} {value}" for name, value in conversion.options.items())
-    facts = {
-        "source": f"{source.location} ({source.kind}) at {source.commit}",
-        "made": f"{manifest.created_at} by {conversion.converter}{options}",
-        "clips": _clips_of(manifest.notes.get("model", "")),
-        "versions": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
-        "size": human_bytes(manifest.size_bytes),
-        "digest": manifest.digest,
-    }
-    components = (
-        [
-            name,
-            str(record.tensors),
-            f"{record.parameters:,}",
-            ", ".join(f"{count} {dtype}" for dtype, count in record.source_dtypes.items()),
-            human_bytes(record.stored_bytes),
-            f"{record.max_abs:.4g}",
-            str(record.overflows),
-            f"{record.flushed_to_zero:,}",
-            f"{record.subnormals:,}",
-            f"{record.relative_rms_error:.2e}",
-        ]
-        for name, record in conversion.components.items()
-    )
-    head = [
-        "component", "#tensors", "#parameters", "from", "#stored", "#largest value", "#overflows", "#to zero",
-        "#subnormal", "#rms error",
-    ]  # fmt: skip
-    files = ([entry.path, human_bytes(entry.size_bytes), entry.sha256[:16]] for entry in manifest.files)
-    return [
-        text_table(["", ""], facts.items(), title=manifest.name),
-        text_table(head, components, title="conversion"),
-        text_table(["file", "#size", "sha256"], files, title="files"),
-    ]
 
 
 def compiled_tables(compiled: Sequence[Manifest]) -> list[Table]:

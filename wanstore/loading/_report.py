@@ -7,7 +7,8 @@ import json
 
 import attrs
 
-from wanstore._formats._json import to_json
+from wanstore._formats._json import from_json, to_json
+from wanstore.errors import DamagedError
 from wanstore.transfer._record import TransferRecord
 
 
@@ -97,6 +98,17 @@ class LoadReport:
     def to_json(self) -> str:
         """The report as a JSON document."""
         return json.dumps(to_json(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "the report") -> LoadReport:
+        """A report from its JSON, or from what `wanstore generate --json` printed. Raises `DamagedError`."""
+        try:
+            document = json.loads(text)
+            return from_json(document.get("load", document), cls)
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise DamagedError(
+                f"{where} is not a load report ({error})", "Save one with wanstore generate --json"
+            ) from error
 
     def lines(self) -> list[str]:
         """The report as a table, one string a line: phase, when it began, seconds, GB and GB/s."""
