@@ -36,7 +36,7 @@ from wanstore.choices import (
     PresetName,
     WeightsMode,
 )
-from wanstore.display import shown
+from wanstore.display._progress import shown
 from wanstore.errors import NotFoundError, NotSupportedError, WanstoreError
 from wanstore.interfaces import Converter, Progress, VerifyReport, WeightStore
 from wanstore.manifest import Manifest

@@ -10,8 +10,8 @@ import pytest
 from rich.progress import Progress
 
 import wanstore
-from wanstore.display import _progress, shown
-from wanstore.display._progress import amount_column
+from wanstore.display import _progress
+from wanstore.display._progress import amount_column, shown
 from wanstore.errors import NotFoundError
 
 

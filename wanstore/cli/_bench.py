@@ -30,7 +30,6 @@ from wanstore.cli._options import (
     store_option,
     stored_names,
 )
-from wanstore.display import shown
 from wanstore.errors import NotSupportedError, WanstoreError, without_secrets
 
 if TYPE_CHECKING:
@@ -92,6 +91,7 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
     """
     from wanstore.api import bench as run_bench
     from wanstore.benchmarking.report import BenchmarkReport
+    from wanstore.display._progress import shown
     from wanstore.recipes import model_in
 
     if out.suffix == ".json":

@@ -34,7 +34,7 @@ from wanstore.cli._options import (
     stored_names,
 )
 from wanstore.cli._report import report_command
-from wanstore.display import escaped, human_bytes, manifest_tables, shown
+from wanstore.display._text import escaped, human_bytes
 from wanstore.errors import NotFoundError, without_secrets
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
         return
     from wanstore.cli._terminal import compiled_tables, tensors_table, text_table
     from wanstore.cli._terminal import show as show_tables
+    from wanstore.display._manifest import manifest_tables
 
     show_tables(
         *(text_table(one.columns, one.rows, title=one.title) for one in manifest_tables(manifest)),
@@ -277,6 +278,7 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
     """
     from wanstore._formats._json import to_json
     from wanstore.api import load
+    from wanstore.display._progress import shown
     from wanstore.generation import check_place, write_clip
     from wanstore.generation import generate as make_clip
     from wanstore.recipes import model_of

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from wanstore.display import human_bytes
+from wanstore.display._text import human_bytes
 from wanstore.errors import AlreadyExistsError, NotFoundError
 from wanstore.presets import Preset
 from wanstore.testing.hub import LoopbackHub

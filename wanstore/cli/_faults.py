@@ -14,7 +14,7 @@ import click
 
 from wanstore._error_translation import first_line, lacks_memory, of_system
 from wanstore.cli._json import error_json, print_json
-from wanstore.display import escaped
+from wanstore.display._text import escaped
 from wanstore.errors import DeviceMemoryError, NotSupportedError, WanstoreError
 
 if TYPE_CHECKING:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wanstore._formats._json import to_json
 from wanstore.errors import WanstoreError, without_secrets
-from wanstore.interfaces import Unreadable, VerifyReport
-from wanstore.manifest import Manifest
+
+if TYPE_CHECKING:  # it comes with every command, and most print text
+    from wanstore.interfaces import Unreadable, VerifyReport
+    from wanstore.manifest import Manifest
 
 SCHEMA_VERSION = 1
 """Raised when a key goes or changes its meaning. New keys leave it as it is."""
@@ -24,6 +25,8 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def pipeline_json(manifest: Manifest) -> dict[str, Any]:
     """A sealed folder, as `list`, `show`, `setup` and `copy` tell it."""
+    from wanstore._formats._json import to_json
+
     fields = to_json(manifest)
     version = fields.pop("schema_version")  # the manifest's, not the document's
     return {**fields, "manifest_schema_version": version, "size_bytes": manifest.size_bytes, "digest": manifest.digest}
@@ -31,11 +34,14 @@ def pipeline_json(manifest: Manifest) -> dict[str, Any]:
 
 def list_json(pipelines: Iterable[Manifest], unreadable: Iterable[Unreadable]) -> dict[str, Any]:
     """What `wanstore list` tells."""
+    from wanstore._formats._json import to_json
+
     return {"pipelines": [pipeline_json(one) for one in pipelines], "unreadable": [to_json(one) for one in unreadable]}
 
 
 def show_json(manifest: Manifest, compiled: Iterable[Manifest]) -> dict[str, Any]:
     """What `wanstore show` tells of a pipeline, and of its compiled functions."""
+    from wanstore._formats._json import to_json
     from wanstore.recipes import recipe_of
 
     model = manifest.notes.get("model", "")
@@ -61,6 +67,8 @@ def compiled_json(manifest: Manifest) -> dict[str, Any]:
 
 def verify_json(report: VerifyReport, next_step: str) -> dict[str, Any]:
     """What `wanstore verify` tells."""
+    from wanstore._formats._json import to_json
+
     return {**to_json(report), "ok": report.ok, "next_step": next_step}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wanstore.cli._json import compiled_json
-from wanstore.display import escaped, human_bytes
+from wanstore.display._text import escaped, human_bytes
 from wanstore.manifest import Manifest
 
 if TYPE_CHECKING:

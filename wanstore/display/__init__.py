@@ -1,7 +1,4 @@
-"""What people are shown, by the command, in notebooks and on pages: progress, tables, and figures as text."""
+"""What people are shown, by the command, in notebooks and on pages.
 
-from wanstore.display._manifest import PlainTable, manifest_tables
-from wanstore.display._progress import shown
-from wanstore.display._text import escaped, human_bytes
-
-__all__ = ["PlainTable", "escaped", "human_bytes", "manifest_tables", "shown"]
+`_progress` has bars and lines, `_text` figures as text, `_manifest` the tables of a manifest.
+"""

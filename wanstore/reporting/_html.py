@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from wanstore.display import PlainTable, escaped
+from wanstore.display._manifest import PlainTable
+from wanstore.display._text import escaped
 
 _STYLE = Path(__file__).with_name("page.css")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from wanstore._files import draft_of
 from wanstore._formats._json import from_json
-from wanstore.display import PlainTable, human_bytes, manifest_tables
+from wanstore.display._manifest import PlainTable, manifest_tables
+from wanstore.display._text import human_bytes
 from wanstore.errors import DamagedError
 from wanstore.manifest import CONVERSION_NAME, Manifest, TensorRecord, read_tensor_records
 from wanstore.reporting._charts import Bar, Part, chart
