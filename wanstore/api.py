@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -305,7 +306,8 @@ def load(
     It is what `from_pretrained(folder, dtype=torch.float16)` gives: weights, buffers, dtypes, configs and ties are the
     same. The tokenizer differs on purpose: it encodes as the stored tokenizer.json says, where transformers 5's T5
     class rebuilds it and gives other ids for some prompts. No file mapping, open file, thread or socket outlives the
-    call.
+    call, but for a lock in the cache where weights of a remote store may be read again: on a GPU, unless `memory` is
+    "resident".
 
     For a memory snapshot, call it with `device="cpu"`, and with `weights="deferred"` if the weights are to be read
     after the restore. CUDA is then neither used nor asked whether it is there. Call `activate` after the restore.
@@ -358,6 +360,7 @@ def load(
     """
     from wanstore.building._artifacts import functions_of
     from wanstore.loading._load import load_folder
+    from wanstore.stores.cache._uses import released
 
     functions: list[Path] = []
     with shown(progress) as progress, ExitStack() as stack:
@@ -370,10 +373,14 @@ def load(
                 functions = functions_of(place, name)
         else:
             folder = _unsealed_folder(address, store)
-        return load_folder(
+        stack.enter_context(released(folder, *functions))
+        pipe = load_folder(
             folder, device=device, weights=weights, dtype=dtype, attention=attention, memory=memory, compile=compile,
             functions=functions, verify=verify, sealed=sealed, progress=progress, stream=stream,
         )  # fmt: skip
+        if weights == "resident":
+            _hold_while_read_again(pipe)
+    return pipe
 
 
 def activate(
@@ -409,7 +416,9 @@ def activate(
     from wanstore.loading._activate import activate_pipeline
 
     with shown(progress) as progress:
-        return activate_pipeline(pipe, device, progress=progress)
+        activate_pipeline(pipe, device, progress=progress)
+    _hold_while_read_again(pipe)
+    return pipe
 
 
 def compile_blocks(
@@ -638,6 +647,19 @@ def report(
 
 def _as_store(store: WeightStore | str | Path | None) -> WeightStore:
     return store if isinstance(store, WeightStore) else open_store(store)
+
+
+def _hold_while_read_again(pipe: WanPipeline) -> None:
+    """Keep the folder in the cache, if it is there, while a clip may have to read offloaded weights back from it.
+
+    Nothing else is held: a memory snapshot keeps no open file.
+    """
+    from wanstore.stores.cache._uses import hold, release
+
+    folder = pipe._origin.folder
+    if pipe._origin.offloads_on(pipe.device.type):
+        hold(folder)
+        weakref.finalize(pipe, release, folder)
 
 
 def _place_of(address: str | Path, store: WeightStore | str | Path | None) -> tuple[WeightStore, str]:

@@ -88,7 +88,7 @@ class DiskFullError(WanstoreError, OSError):
 
 
 class InvalidSettingError(WanstoreError, ValueError):
-    """A file of presets or prices holds a key, type or value that cannot be used; `what` names all three."""
+    """A file of presets or prices, or an environment variable, holds what cannot be used; `what` names it."""
 
 
 class NotSupportedError(WanstoreError, ValueError):

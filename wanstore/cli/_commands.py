@@ -10,6 +10,7 @@ import click
 
 import wanstore
 from wanstore.cli._bench import bench
+from wanstore.cli._cache import cache_commands
 from wanstore.cli._compile import compile_command
 from wanstore.cli._faults import Commands, one_line, plain_memory_errors
 from wanstore.cli._json import list_json, pipeline_json, print_json, show_json, verify_json
@@ -55,6 +56,7 @@ def main() -> None:
     Environment variables:
       WANSTORE_STORE           the store, if --store is left out
       WANSTORE_CACHE           where downloads from remote stores are kept
+      WANSTORE_CACHE_GIB       how much of it they may take
       WANSTORE_MODAL_MOUNTS    where Modal Volumes are mounted, as VOLUME=/folder
       WANSTORE_PLAIN_IMPORTS   1 turns deferred imports off
     """
@@ -316,6 +318,7 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
 main.add_command(compile_command)
 main.add_command(bench)
 main.add_command(report_command)
+main.add_command(cache_commands)
 
 
 @main.command()

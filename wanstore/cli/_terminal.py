@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from wanstore.cli._json import compiled_json
 from wanstore.display._text import escaped, human_bytes
+from wanstore.errors import without_secrets
 from wanstore.manifest import Manifest
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from wanstore._setup import SetupPlan
+    from wanstore.stores.cache import CachedPipeline
 
 _RATES = (50_000_000, 200_000_000, 1_000_000_000)
 """Bytes a second that a download's time is told for."""
@@ -71,6 +73,22 @@ def list_table(manifests: Iterable[Manifest]) -> Table:
         for one in manifests
     )
     return text_table(["name", "source", "commit", "#size", "made at"], rows)
+
+
+def cached_table(found: Iterable[CachedPipeline]) -> Table:
+    """What `wanstore cache list` shows."""
+    rows = (
+        [
+            one.name,
+            without_secrets(one.store or "not known"),
+            one.state,
+            human_bytes(one.size_bytes),
+            one.last_used.isoformat(timespec="seconds"),
+            "yes" if one.in_use else "no",
+        ]
+        for one in found
+    )
+    return text_table(["name", "from", "state", "#size", "last used", "in use"], rows)
 
 
 def compiled_tables(compiled: Sequence[Manifest]) -> list[Table]:

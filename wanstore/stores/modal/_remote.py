@@ -9,9 +9,9 @@ from pathlib import Path
 from wanstore.errors import BusyError, DamagedError, NotFoundError
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, parse_manifest
-from wanstore.stores._cache import RemoteStage, download
 from wanstore.stores._folder import check_against, list_named, verify_files
 from wanstore.stores._names import check_name
+from wanstore.stores.cache._download import RemoteStage, download
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal._blocks import Places, Upload, check_free, is_sealed, remove
 from wanstore.stores.modal._client import RemoteVolume
@@ -78,7 +78,7 @@ class RemoteStore(WeightStore):
             try:
                 return download(
                     lambda path, file, advance: self._volume.fetch(f"{places.folder}/{path}", file, advance),
-                    f"{self._url}/{name}", manifest, self._cache, self.progress,
+                    self._url, manifest, self._cache, self.progress,
                 )  # fmt: skip
             except DamagedError:
                 now = self.manifest(name)

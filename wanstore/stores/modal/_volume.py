@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, cast
 from wanstore.errors import InvalidNameError
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import Manifest
-from wanstore.stores._cache import cache_folder
 from wanstore.stores._names import check_name
+from wanstore.stores.cache._uses import cache_folder
 from wanstore.stores.modal._client import RemoteVolume, import_modal, plain_modal_errors, retrying
 from wanstore.stores.modal._lease import Lease
 from wanstore.stores.modal._mount import MountedStore

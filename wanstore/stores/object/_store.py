@@ -34,11 +34,12 @@ from wanstore.errors import (
 )
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, FileEntry, Manifest, dump_manifest, parse_manifest
-from wanstore.stores._cache import RemoteStage, cache_folder, download
 from wanstore.stores._folder import check_against, list_named, verify_files
 from wanstore.stores._names import check_name
 from wanstore.stores._streamed import StreamedPipeline, streamed
 from wanstore.stores._transfers import FILES_AT_ONCE, Advance, all_at_once
+from wanstore.stores.cache._download import RemoteStage, download
+from wanstore.stores.cache._uses import cache_folder
 from wanstore.stores.local import LocalStore
 from wanstore.stores.object._bucket import Bucket, Note
 
@@ -96,7 +97,7 @@ class ObjectStore(WeightStore):
                 self._bucket.fetch(f"{folder}/{path}", file, advance)
 
             try:
-                return download(fetch, f"{self._url}/{name}", manifest, self._cache, self.progress)
+                return download(fetch, self._url, manifest, self._cache, self.progress)
             except DamagedError:
                 if self._sealed(name)[0] == folder:  # else it was replaced while it came down
                     raise
