@@ -81,7 +81,7 @@ def plain_os_errors(where: Path) -> Iterator[None]:
         raise
 
 
-def unreadable(path: Path) -> AccessError:
+def unreadable(path: Path | str) -> AccessError:
     """The error of a file that is closed to this user, which says nothing of what is in it."""
     return AccessError(f"{path} cannot be read (permission denied)", "Get permission to read it")
 

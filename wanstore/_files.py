@@ -85,6 +85,17 @@ def open_regular(path: Path) -> BufferedReader:
     return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
 
 
+def read_blocks(path: Path) -> Iterator[memoryview]:
+    """What a regular file holds, in order. Each block is overwritten when the next one is asked for.
+
+    Raises as `open_regular`, when the first one is asked for.
+    """
+    block = memoryview(bytearray(_BLOCK_BYTES))
+    with open_regular(path) as file:
+        while count := file.readinto(block):
+            yield block[:count]
+
+
 def read_small_file(path: Path, max_bytes: int) -> bytes:
     """What a regular file holds. Raises `ValueError` when it is a link, a pipe or a folder, or larger than that."""
     with open_regular(path) as file:

@@ -219,8 +219,9 @@ def copy(
     """Copy a stored pipeline to another store: the same bytes, the same manifest, the same digest.
 
     Every byte is compared with its hash on the way. Nobody sees the copy before it is whole. An interrupted call is
-    resumed by the next one, which copies the files that are missing. A remote source is downloaded into the cache
-    first. Compiled functions stay behind: they are for one GPU, and made again there.
+    resumed by the next one, which copies the files that are missing. Files go from one store to the other without a
+    copy in the cache, except that one for a Modal Volume, from outside, is staged there. Compiled functions stay
+    behind: they are for one GPU, and made again there.
 
     Example:
         ```python

@@ -15,13 +15,14 @@ Then prove it with the conformance suite in `wanstore.testing`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
+from wanstore._files import read_blocks
 from wanstore.errors import NotSupportedError
 
 if TYPE_CHECKING:  # what the types below are made of: importing the interfaces stays light
@@ -132,6 +133,25 @@ class Stage(Protocol):
         """Delete everything that was written, resumable or not."""
 
 
+@runtime_checkable
+class FileStage(Stage, Protocol):
+    """A staging area that also takes files one by one, for stores that need no folder on a disk for them. Optional.
+
+    `wanstore.copy` uses it where it is there. Several threads may call both methods at once. `seal` publishes these
+    files together with those below `path`.
+    """
+
+    def holds(self, entry: FileEntry) -> bool:
+        """Whether an interrupted run that this one resumes has written the file, whole and with this hash."""
+
+    def write(self, entry: FileEntry, blocks: Callable[[], Iterator[bytes | memoryview]]) -> None:
+        """Write the file at `entry.path` from the blocks that `blocks()` gives, in order.
+
+        A block may be overwritten when the next one is asked for. If writing fails and is tried again, so is `blocks`.
+        The iterator compares size and hash itself: if it raises, the error is passed on and nothing is kept.
+        """
+
+
 class Streamed(Protocol):
     """A pipeline whose weights are read where they are stored."""
 
@@ -210,6 +230,17 @@ class WeightStore(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Delete the pipeline `name`, damaged or not. A reader sees all of it or nothing of it."""
+
+    def reader(self, name: str) -> Callable[[str], Iterator[bytes | memoryview]]:
+        """A function that reads one file of the pipeline, by its path in the manifest, in order and block by block.
+
+        Optional: by default it reads below `local_path`. A remote store that overrides it is copied from without a copy
+        on this machine's disk. All files are those of the pipeline that is sealed now, and a file that is gone raises
+        `FileNotFoundError`. Hashes are compared by the caller. A block may be overwritten when the next one is asked
+        for. Several threads may read at once.
+        """
+        folder = self.local_path(name)
+        return lambda path: read_blocks(folder / path)
 
     def streamed(self, name: str) -> AbstractContextManager[Streamed | None]:
         """The pipeline without a copy of its weights here; None from a store that has no such way. Optional."""

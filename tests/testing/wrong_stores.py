@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
 import attrs
 
-from wanstore._files import files_below
+from wanstore._files import files_below, hash_file
 from wanstore.errors import BusyError, NotFoundError, WanstoreError
 from wanstore.interfaces import Listing, Progress, Stage, VerifyReport
-from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, parse_manifest, read_manifest
+from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest, parse_manifest, read_manifest
 from wanstore.stores._folder import verify_folder
 from wanstore.stores.local import LocalStore
 
@@ -62,6 +63,25 @@ class WrongStore(LocalStore):
 
 
 # --- listing and reading
+
+
+class ReadsTheFirstBlock(WrongStore):
+    """`reader` gives one block of each file."""
+
+    caught_by = "test_files_are_read_one_by_one"
+
+    def reader(self, name: str) -> Callable[[str], Iterator[bytes | memoryview]]:
+        read = super().reader(name)
+        return lambda path: islice(read(path), 1)
+
+
+class ReadsWhatIsMissing(WrongStore):
+    """`reader` finds out when a file is read that there is no pipeline."""
+
+    caught_by = "test_a_missing_pipeline_is_not_found"
+
+    def reader(self, name: str) -> Callable[[str], Iterator[bytes | memoryview]]:
+        return lambda path: super(ReadsWhatIsMissing, self).reader(name)(path)
 
 
 class ListsUnsorted(WrongStore):
@@ -219,6 +239,62 @@ class ShowsStages(WrongStore):
 class _KeepsAll(PlainStage):
     def discard(self) -> None:
         """Nothing is removed."""
+
+
+class _Takes(PlainStage):
+    """A right `FileStage`."""
+
+    def holds(self, entry: FileEntry) -> bool:
+        path = self.path / entry.path
+        return path.is_file() and hash_file(path) == entry.sha256
+
+    def write(self, entry: FileEntry, blocks: Callable[[], Iterator[bytes | memoryview]]) -> None:
+        self.keep(entry, b"".join(map(bytes, blocks())))
+
+    def keep(self, entry: FileEntry, data: bytes) -> None:
+        (self.path / entry.path).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / entry.path).write_bytes(data)
+
+
+class _KeepsBlocks(_Takes):
+    def write(self, entry: FileEntry, blocks: Callable[[], Iterator[bytes | memoryview]]) -> None:
+        self.keep(entry, b"".join(list(blocks())))
+
+
+class KeepsBlocksThatAreOverwritten(WrongStore):
+    """A file is made of blocks that hold something else by then."""
+
+    caught_by = "test_a_stage_takes_files_one_by_one"
+    stage_class = _KeepsBlocks
+
+
+class _HoldsByName(_Takes):
+    def holds(self, entry: FileEntry) -> bool:
+        return (self.path / entry.path).is_file()
+
+
+class HoldsByName(WrongStore):
+    """A file of that name is taken for the right one."""
+
+    caught_by = "test_a_file_is_kept_for_a_run_that_resumes_by_its_hash"
+    stage_class = _HoldsByName
+
+
+class _KeepsWhatFailed(_Takes):
+    def write(self, entry: FileEntry, blocks: Callable[[], Iterator[bytes | memoryview]]) -> None:
+        data = b""
+        try:
+            for block in blocks():
+                data += block
+        finally:
+            self.keep(entry, data)
+
+
+class KeepsWhatFailed(WrongStore):
+    """A file whose blocks raise is kept all the same."""
+
+    caught_by = "test_a_file_whose_blocks_fail_is_not_kept"
+    stage_class = _KeepsWhatFailed
 
 
 class DiscardsNothing(WrongStore):

@@ -25,9 +25,14 @@ def has_manifest(folder: Path) -> bool:
         raise unreadable(folder) from error
 
 
-def check_against(folder: Path, manifest: Manifest) -> None:
-    """Raise `DamagedError` unless `folder` holds just the files of `manifest`, in their sizes."""
-    found = {path: status.st_size for path, status in files_below(folder).items() if path != MANIFEST_NAME}
+def check_against(folder: Path, manifest: Manifest, elsewhere: Mapping[str, int] | None = None) -> None:
+    """Raise `DamagedError` unless `folder` holds just the files of `manifest`, in their sizes.
+
+    Files that are `elsewhere` already need not be in it.
+    """
+    found = dict(elsewhere or {}) | {
+        path: status.st_size for path, status in files_below(folder).items() if path != MANIFEST_NAME
+    }
     listed = {entry.path: entry.size_bytes for entry in manifest.files}
     wrong = sorted(path for path in found.keys() | listed.keys() if found.get(path) != listed.get(path))
     if wrong:

@@ -13,6 +13,7 @@ delete whatever its user may: run the suite as a user without privileges, and ne
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import threading
 import time
@@ -24,6 +25,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import attrs
 import pytest
 
 from wanstore._files import files_below
@@ -35,8 +37,8 @@ from wanstore.errors import (
     NotFoundError,
     WanstoreError,
 )
-from wanstore.interfaces import Listing, Stage, WeightStore
-from wanstore.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest
+from wanstore.interfaces import FileStage, Listing, Stage, WeightStore
+from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest, read_manifest
 from wanstore.stores import open_store
 from wanstore.testing.manifests import manifest_of, seal_as_is, with_unknown_key
 
@@ -164,6 +166,14 @@ class WeightStoreTests:
         put(store, "w", files)
         assert contents(store.local_path("w")) == files and store.verify("w").ok
 
+    def test_files_are_read_one_by_one(self, store: WeightStore) -> None:
+        """Several at once, each in order, whatever the size of a block is."""
+        files = {"empty": b"", "long": bytes(range(256)) * (36 << 10) + b"end", "vae/weights": b"w"}
+        put(store, "w", files)
+        read = store.reader("w")
+        with ThreadPoolExecutor(len(files)) as pool:
+            assert list(pool.map(lambda path: _joined(read(path)), files)) == list(files.values())
+
     def test_the_url_opens_the_same_store(self, store: WeightStore) -> None:
         """Whoever has the address has what is stored."""
         manifest = put(store, "w")
@@ -172,11 +182,11 @@ class WeightStoreTests:
 
     def test_a_missing_pipeline_is_not_found(self, store: WeightStore) -> None:
         """Every way to ask for it says so alike."""
-        for ask in (store.manifest, store.local_path, store.verify, store.delete):
+        for ask in (store.manifest, store.local_path, store.reader, store.verify, store.delete):
             with pytest.raises(NotFoundError):
                 ask("nothing")
 
-    @pytest.mark.parametrize("ask", ["manifest", "local_path", "verify", "delete", "stage"])
+    @pytest.mark.parametrize("ask", ["manifest", "local_path", "reader", "verify", "delete", "stage"])
     def test_names_that_could_escape_are_refused(self, store: WeightStore, tmp_path: Path, ask: str) -> None:
         """No separators, no dots first, not too long: whatever is asked. What the names lead to stays."""
         canary = f"canary-{uuid.uuid4().hex}"
@@ -266,6 +276,44 @@ class WeightStoreTests:
         assert not (stage.scratch / "journal").exists()
         with store.stage("w", replace=True, resume="key") as stage:
             assert not list(stage.path.iterdir()) and not list(stage.scratch.iterdir())
+
+    def test_a_stage_takes_files_one_by_one(self, store: WeightStore) -> None:
+        """Beside those in its folder, if it does at all. Blocks are copied: they are overwritten."""
+        files = {"a": b"".join(bytes([n]) * 1000 for n in range(20)), "vae/b": b"b", "empty": b""}
+        with store.stage("w") as stage:
+            takes = _file_stage(stage)
+            fill(stage)
+            manifest = _with_files(manifest_of(stage.path, "w"), files)
+            with ThreadPoolExecutor(len(files)) as pool:
+                list(pool.map(lambda path: takes.write(entry_of(path, files), lambda: _blocks(files[path])), files))
+            stage.seal(manifest)
+        assert contents(store.local_path("w")) == FILES | files and store.verify("w").ok
+
+    def test_a_file_is_kept_for_a_run_that_resumes_by_its_hash(self, store: WeightStore) -> None:
+        """A file of another content or size is not it, and other work has none."""
+        one, other, longer = (entry_of("a", {"a": data}) for data in (b"one", b"two", b"longer"))
+        with pytest.raises(RuntimeError), store.stage("w", resume="key") as stage:
+            takes = _file_stage(stage)
+            assert not takes.holds(one)
+            takes.write(one, lambda: _blocks(b"one"))
+            raise RuntimeError
+        with pytest.raises(RuntimeError), store.stage("w", resume="key") as stage:
+            takes = _file_stage(stage)
+            assert [takes.holds(entry) for entry in (one, other, longer)] == [True, False, False]
+            raise RuntimeError
+        with store.stage("w", resume="another key") as stage:
+            assert not _file_stage(stage).holds(one)
+
+    def test_a_file_whose_blocks_fail_is_not_kept(self, store: WeightStore) -> None:
+        """The error is passed on. What failed is not held, and a pipeline without it is not sealed."""
+        files = {"a": bytes(20_000)}
+        with pytest.raises(DamagedError, match="does not hold"), store.stage("w", resume="key") as stage:
+            takes, entry = _file_stage(stage), entry_of("a", files)
+            with pytest.raises(DamagedError, match="it broke off"):
+                takes.write(entry, lambda: _broken(files["a"]))
+            assert not takes.holds(entry)
+            stage.seal(_with_files(manifest_of(stage.path, "w"), files))
+        assert store.list() == Listing()
 
     def test_a_name_that_is_taken_is_refused(self, store: WeightStore) -> None:
         """Without `replace`, a stored pipeline is never touched."""
@@ -442,6 +490,39 @@ class WeightStoreTests:
             stage.seal(manifest_of(stage.path, "live"))
         assert [manifest.name for manifest in store.list().pipelines] == ["live", "sealed"]
         assert store.verify("live").ok
+
+
+def entry_of(path: str, files: dict[str, bytes]) -> FileEntry:
+    """What a manifest says about one of `files`."""
+    return FileEntry(path, len(files[path]), hashlib.sha256(files[path]).hexdigest())
+
+
+def _with_files(manifest: Manifest, files: dict[str, bytes]) -> Manifest:
+    return attrs.evolve(manifest, files=(*manifest.files, *(entry_of(path, files) for path in files)))
+
+
+def _file_stage(stage: Stage) -> FileStage:
+    if not isinstance(stage, FileStage):
+        pytest.skip("its stages take no files one by one, and need not")
+    return stage
+
+
+def _blocks(data: bytes) -> Iterator[memoryview]:
+    """In one buffer, as they may come."""
+    buffer = bytearray(1000)
+    for start in range(0, len(data), len(buffer)):
+        piece = data[start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        yield memoryview(buffer)[: len(piece)]
+
+
+def _broken(data: bytes) -> Iterator[memoryview]:
+    yield from _blocks(data)
+    raise DamagedError("it broke off")
+
+
+def _joined(blocks: Iterator[bytes | memoryview]) -> bytes:
+    return b"".join(map(bytes, blocks))
 
 
 def _seal_what_does_not_fit(stage: Stage) -> None:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 import wanstore
 from tests.stores.object.s3 import S3, Answer
+from tests.unprivileged import can_drop_privileges, run_without_privileges_in
 from wanstore.cli import main
 from wanstore.errors import DamagedError, DiskFullError, InvalidSettingError, NotFoundError
 from wanstore.stores.cache import cached, clear
@@ -106,6 +107,42 @@ def test_a_cache_of_an_older_version_is_read(store: ObjectStore) -> None:
     assert fetch(store, "a") == folder and cached()[0].store == store.url
     note.unlink()
     assert [one.name for one in clear().deleted] == ["a"] and not folder.exists()
+
+
+READER = """
+import sys
+from pathlib import Path
+from wanstore.errors import AccessError
+from wanstore.interfaces import Quiet
+from wanstore.manifest import read_manifest
+from wanstore.stores.cache import cached, clear
+from wanstore.stores.cache._download import download
+folder = Path(sys.argv[1])
+manifest = read_manifest(folder)
+assert [(one.name, one.state) for one in cached()] == [("w", "whole")]
+assert download(lambda path: 1 / 0, "s3://bucket", manifest, folder.parents[2], Quiet()) == folder
+try:
+    clear()
+except AccessError:
+    print("refused")
+"""
+
+
+def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path) -> None:
+    """As one that another user has filled: nobody who may not write there deletes anything there."""
+    if not can_drop_privileges() or os.geteuid() != 0:
+        pytest.skip("needs another user's folder")
+    draft = LocalStore(tmp_path / "draft")
+    digest = put(draft, "w").digest
+    place = tmp_path / "cache/object/0123/pipelines" / digest
+    place.mkdir(parents=True)
+    draft.local_path("w").rename(place / "w")
+    (tmp_path / "home").mkdir()
+    done = run_without_privileges_in(
+        tmp_path / "home", [sys.executable, "-c", READER, str(place / "w")], {"WANSTORE_CACHE": str(tmp_path / "cache")}
+    )
+    assert done.stdout == "refused\n", done.stderr
+    assert (place / "w/wanstore.json").exists()
 
 
 # --- clearing

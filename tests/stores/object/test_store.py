@@ -35,7 +35,7 @@ from wanstore.errors import (
 from wanstore.interfaces import Listing, WeightStore
 from wanstore.stores import _transfers, open_store
 from wanstore.stores.local import LocalStore
-from wanstore.stores.object import ObjectStore, _bucket, _store
+from wanstore.stores.object import ObjectStore, _bucket, _store, _upload
 from wanstore.testing import WeightStoreTests
 from wanstore.testing.manifests import manifest_of
 from wanstore.testing.stores import FILES, contents, fill, put
@@ -236,7 +236,7 @@ def test_only_an_upload_of_today_is_resumed(
     s3: S3, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, limit: datetime.timedelta, same: bool
 ) -> None:
     """An older one may be deleted at any moment."""
-    monkeypatch.setattr(_store, "_RESUMED_UNTIL", limit)
+    monkeypatch.setattr(_upload, "_RESUMED_UNTIL", limit)
     folders = []
     for status in ("403 Forbidden", ""):
         s3.fault = lambda request, start, status=status: (

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wanstore._error_translation import in_one_line
 from wanstore.errors import AccessError, NotFoundError, NotSupportedError, UnreachableError, WanstoreError
 from wanstore.stores import _transfers
-from wanstore.stores._transfers import Advance, taking_back
+from wanstore.stores._transfers import Advance, Blocks, counted
 
 if TYPE_CHECKING:
     import modal
@@ -148,35 +149,36 @@ class RemoteVolume:
 
         return retrying(attempt)
 
-    def fetch(self, path: str, file: IO[bytes], advance: Advance) -> None:
-        """Write the file at `path` into `file`. `advance` receives bytes, negative for those to be read again."""
-        volume = self._volume()
-
-        def attempt(count: Advance) -> None:
-            file.seek(0)
-            file.truncate()
-            volume.read_file_into_fileobj(path, file, progress_cb=lambda *, advance=0, **_: count(advance))
-
-        retrying(taking_back(attempt, advance))
+    def blocks(self, path: str) -> Blocks:
+        """What the file at `path` holds, in order. When reading breaks off, it begins anew and skips what came."""
+        volume, came = self._volume(), 0
+        for delay in (*_transfers.RETRY_DELAYS_SECONDS, None):
+            try:
+                with plain_modal_errors():
+                    position = 0
+                    for block in volume.read_file(path):
+                        position += len(block)
+                        if position > came:
+                            new, came = block[came - position :], position
+                            yield new
+                    return
+            except UnreachableError:
+                if delay is None:
+                    raise
+                time.sleep(delay)
 
     def sha256(self, path: str, advance: Advance) -> str | None:
-        """SHA-256 of the file at `path`, which passes through memory block by block; `advance` as in `fetch`.
+        """SHA-256 of the file at `path`, which passes through memory block by block; `advance` hears of each.
 
         None when the file is missing.
         """
-        volume = self._volume()
-
-        def attempt(count: Advance) -> str:
-            digest = hashlib.sha256()
-            for block in volume.read_file(path):
-                digest.update(block)
-                count(len(block))
-            return digest.hexdigest()
-
+        digest = hashlib.sha256()
         try:
-            return retrying(taking_back(attempt, advance))
+            for block in counted(self.blocks(path), advance):
+                digest.update(block)
         except FileNotFoundError:
             return None
+        return digest.hexdigest()
 
     def put(self, files: Mapping[str, Path | bytes]) -> None:
         """Write files, each from a local path or from bytes, over what is there. They appear together, at the end."""

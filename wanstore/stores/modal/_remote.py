@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import attrs
+
 from wanstore.errors import BusyError, DamagedError, NotFoundError
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, parse_manifest
 from wanstore.stores._folder import check_against, list_named, verify_files
 from wanstore.stores._names import check_name
-from wanstore.stores.cache._download import RemoteStage, download
+from wanstore.stores._transfers import Blocks
+from wanstore.stores.cache._download import download
 from wanstore.stores.local import LocalStore
 from wanstore.stores.modal._blocks import Places, Upload, check_free, is_sealed, remove
 from wanstore.stores.modal._client import RemoteVolume
@@ -19,6 +22,25 @@ from wanstore.stores.modal._lease import Lease, current_holder
 
 _HASHING_AT_ONCE = 2
 """Each of these fetches several blocks at a time already."""
+
+
+@attrs.define
+class RemoteStage:
+    """A stage in a local folder; sealing uploads it. The client wants to hash a file before it sends it."""
+
+    _inner: Stage
+    _publish: Callable[[Path, Manifest], None]
+    path: Path = attrs.field(init=False)
+    scratch: Path = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.path, self.scratch = self._inner.path, self._inner.scratch
+
+    def seal(self, manifest: Manifest) -> None:
+        self._publish(self.path, manifest)
+
+    def discard(self) -> None:
+        self._inner.discard()
 
 
 class RemoteStore(WeightStore):
@@ -76,15 +98,19 @@ class RemoteStore(WeightStore):
         manifest = self.manifest(name)
         while True:
             try:
-                return download(
-                    lambda path, file, advance: self._volume.fetch(f"{places.folder}/{path}", file, advance),
-                    self._url, manifest, self._cache, self.progress,
-                )  # fmt: skip
+                return download(self._reader_in(places), self._url, manifest, self._cache, self.progress)
             except DamagedError:
                 now = self.manifest(name)
                 if now.digest == manifest.digest:
                     raise
                 manifest = now  # it was replaced while it came down: begin again with the new one
+
+    def reader(self, name: str) -> Callable[[str], Blocks]:
+        self.manifest(name)  # or there is none
+        return self._reader_in(self._places(name))
+
+    def _reader_in(self, places: Places) -> Callable[[str], Blocks]:
+        return lambda path: self._volume.blocks(f"{places.folder}/{path}")
 
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
         """Every file comes down to be hashed and is dropped again: count on a download's time."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,6 +18,7 @@ from wanstore.errors import InvalidNameError
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
 from wanstore.manifest import Manifest
 from wanstore.stores._names import check_name
+from wanstore.stores._transfers import Blocks
 from wanstore.stores.cache._uses import cache_folder
 from wanstore.stores.modal._client import RemoteVolume, import_modal, plain_modal_errors, retrying
 from wanstore.stores.modal._lease import Lease
@@ -82,6 +83,9 @@ class ModalVolumeStore(WeightStore):
 
     def local_path(self, name: str) -> Path:
         return self._store.local_path(name)
+
+    def reader(self, name: str) -> Callable[[str], Blocks]:
+        return self._store.reader(name)
 
     def verify(self, name: str, *, progress: Progress | None = None) -> VerifyReport:
         return self._store.verify(name, progress=progress)

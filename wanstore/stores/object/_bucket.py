@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -24,7 +26,7 @@ from wanstore.errors import (
     NotSupportedError,
     UnreachableError,
 )
-from wanstore.stores._transfers import Advance, all_at_once, retrying, taking_back
+from wanstore.stores._transfers import Advance, Blocks, retrying, taking_back
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -146,40 +148,58 @@ class Bucket:
         """Write a small object, whatever is there."""
         self._retrying(lambda: self._obstore.put(self._store, place, data))
 
-    def send(self, file: Path, place: str, advance: Advance) -> None:
-        """Write an object from a file. `advance` hears of bytes sent, negative for those to be sent again."""
+    def send(self, blocks: Callable[[], Blocks], place: str) -> None:
+        """Write an object from the blocks that `blocks()` gives; again from the first when it is tried again.
 
-        def attempt(count: Advance) -> None:
-            if file.stat().st_size <= PIECE_BYTES:
-                data = file.read_bytes()
-                self._obstore.put(self._store, place, data)
-                count(len(data))
-            else:
-                self._obstore.put(
-                    self._store, place, _pieces(file, count), chunk_size=PIECE_BYTES, max_concurrency=_PIECES_AT_ONCE
-                )
+        What `blocks` raises is raised here, is no reason to try again, and leaves no object.
+        """
 
-        self._retrying(taking_back(attempt, advance))
+        def attempt() -> None:
+            rest, first, held = _told_apart(blocks()), [], 0
+            for block in rest:
+                first.append(bytes(block))
+                held += len(block)
+                if held > PIECE_BYTES:
+                    pieces = itertools.chain(first, map(bytes, rest))
+                    self._obstore.put(
+                        self._store, place, pieces, chunk_size=PIECE_BYTES, max_concurrency=_PIECES_AT_ONCE
+                    )
+                    return
+            self._obstore.put(self._store, place, b"".join(first))
 
-    def fetch(self, place: str, file: IO[bytes], advance: Advance) -> None:
-        """Write an object into `file`, some pieces at a time; `advance` as in `send`. Raises `FileNotFoundError`."""
+        try:
+            self._retrying(attempt)
+        except _ReadingError as error:
+            raise error.why from error.why.__cause__
+
+    def blocks(self, place: str) -> Blocks:
+        """An object's pieces in order, some of them under way at once. Raises `FileNotFoundError`."""
         size = self._retrying(lambda: self._obstore.head(self._store, place))["size"]
 
-        def piece(start: int, count: Advance) -> None:
-            view, position = self.read_range(place, start, min(start + PIECE_BYTES, size)), start
-            while view:
-                done = os.pwrite(file.fileno(), view, position)
-                view, position = view[done:], position + done
-            count(position - start)
+        def piece(start: int) -> memoryview:
+            return self.read_range(place, start, min(start + PIECE_BYTES, size))
 
-        all_at_once(piece, range(0, size, PIECE_BYTES), advance, at_once=_PIECES_AT_ONCE)
+        starts = iter(range(0, size, PIECE_BYTES))
+        with ThreadPoolExecutor(_PIECES_AT_ONCE) as pool:
+            under_way = deque(pool.submit(piece, start) for start in itertools.islice(starts, _PIECES_AT_ONCE))
+            try:
+                while under_way:
+                    found = under_way.popleft().result()
+                    under_way.extend(pool.submit(piece, start) for start in itertools.islice(starts, 1))
+                    yield found
+            finally:
+                for future in under_way:
+                    future.cancel()
 
     def read_range(self, place: str, start: int, stop: int) -> memoryview:
         """Bytes `start` to `stop` of an object, by one request. Raises `FileNotFoundError`."""
         return memoryview(self._retrying(lambda: self._obstore.get_range(self._store, place, start=start, end=stop)))
 
     def sha256(self, place: str, advance: Advance) -> str | None:
-        """SHA-256 of an object, which passes through memory; None when it is missing. `advance` as in `send`."""
+        """SHA-256 of an object, which passes through memory; None when it is missing. `advance` hears of bytes.
+
+        They are negative when some have to be hashed again.
+        """
 
         def attempt(count: Advance) -> str:
             digest = hashlib.sha256()
@@ -239,11 +259,19 @@ class Bucket:
         return NotFoundError(f"There is no bucket for {self.url}", "Create it, or check the name")
 
 
-def _pieces(file: Path, count: Advance) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while piece := opened.read(PIECE_BYTES):
-            yield piece
-            count(len(piece))
+class _ReadingError(Exception):
+    """What reading raised while it was sent: it says nothing of the service that it is sent to."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+def _told_apart(blocks: Blocks) -> Blocks:
+    try:
+        yield from blocks
+    except Exception as error:
+        raise _ReadingError(error) from error
 
 
 def _object(found: Mapping[str, Any]) -> Object:

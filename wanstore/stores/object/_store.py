@@ -13,44 +13,24 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
-import logging
-import re
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
-from wanstore.errors import (
-    AlreadyExistsError,
-    BusyError,
-    ChangedError,
-    DamagedError,
-    InvalidNameError,
-    NotFoundError,
-    UnreachableError,
-    WanstoreError,
-)
+from wanstore.errors import AlreadyExistsError, ChangedError, DamagedError, InvalidNameError, NotFoundError
 from wanstore.interfaces import Listing, Progress, Quiet, Stage, VerifyReport, WeightStore
-from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, FileEntry, Manifest, dump_manifest, parse_manifest
-from wanstore.stores._folder import check_against, list_named, verify_files
+from wanstore.manifest import MANIFEST_MAX_BYTES, MANIFEST_NAME, Manifest, parse_manifest
+from wanstore.stores._folder import list_named, verify_files
 from wanstore.stores._names import check_name
 from wanstore.stores._streamed import StreamedPipeline, streamed
-from wanstore.stores._transfers import FILES_AT_ONCE, Advance, all_at_once
-from wanstore.stores.cache._download import RemoteStage, download
+from wanstore.stores._transfers import FILES_AT_ONCE, Advance, Blocks
+from wanstore.stores.cache._download import download
 from wanstore.stores.cache._uses import cache_folder
 from wanstore.stores.local import LocalStore
 from wanstore.stores.object._bucket import Bucket, Note
+from wanstore.stores.object._upload import ABANDONED_AFTER, FOLDER, SEAL_MAX_BYTES, Upload, clean_up, folder_in, seal_of
 
-_LOG = logging.getLogger("wanstore")
 _REPAIR = "Run setup again with --replace"
-_SEAL_MAX_BYTES = 4096
-_FOLDER = re.compile(r"files-[0-9a-f]{32}")
-ABANDONED_AFTER = datetime.timedelta(days=1)
-"""A folder that nothing names is somebody's upload while its newest file is younger."""
-_RESUMED_UNTIL = ABANDONED_AFTER / 2
-"""An older upload begins anew: it would be finished while somebody deletes it."""
 
 
 class ObjectStore(WeightStore):
@@ -72,7 +52,7 @@ class ObjectStore(WeightStore):
 
     def list(self) -> Listing:
         return list_named(
-            self._bucket.folders(""), self.manifest, lambda name: self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES)
+            self._bucket.folders(""), self.manifest, lambda name: self._bucket.read(seal_of(name), SEAL_MAX_BYTES)
         )
 
     def manifest(self, name: str) -> Manifest:
@@ -87,20 +67,22 @@ class ObjectStore(WeightStore):
             )
         self._drop_abandoned(name, before)
         with self._staging.stage(name, resume=resume) as inner:
-            yield RemoteStage(inner, lambda _, manifest: self._publish(name, inner, manifest, before))
+            yield Upload(self._bucket, name, inner, before, self.progress)
 
     def local_path(self, name: str) -> Path:
         while True:
             folder, manifest = self._sealed(name)
-
-            def fetch(path: str, file: IO[bytes], advance: Advance, folder: str = folder) -> None:
-                self._bucket.fetch(f"{folder}/{path}", file, advance)
-
             try:
-                return download(fetch, self._url, manifest, self._cache, self.progress)
+                return download(self._reader_in(folder), self._url, manifest, self._cache, self.progress)
             except DamagedError:
                 if self._sealed(name)[0] == folder:  # else it was replaced while it came down
                     raise
+
+    def reader(self, name: str) -> Callable[[str], Blocks]:
+        return self._reader_in(self._sealed(name)[0])
+
+    def _reader_in(self, folder: str) -> Callable[[str], Blocks]:
+        return lambda path: self._bucket.blocks(f"{folder}/{path}")
 
     @contextmanager
     def streamed(self, name: str) -> Iterator[StreamedPipeline]:
@@ -133,9 +115,9 @@ class ObjectStore(WeightStore):
         seal = self._read_seal(check_name(name))
         if not seal:
             raise self._missing(name)
-        self._bucket.remove(_seal_of(name))
+        self._bucket.remove(seal_of(name))
         try:
-            self._clean_up(self._folder_in(name, seal))
+            clean_up(self._bucket, folder_in(self._bucket, name, seal))
         except DamagedError:  # it does not say which: a sweep finds it
             return
 
@@ -154,13 +136,13 @@ class ObjectStore(WeightStore):
 
     def _drop_abandoned(self, name: str, seal: Note | None) -> None:
         try:
-            kept = self._folder_in(name, seal) if seal else ""
+            kept = folder_in(self._bucket, name, seal) if seal else ""
         except DamagedError:  # nobody can say which it is
             return
         for folder in self._uploads(name):
             times = [one.modified for one in self._bucket.objects(folder).values()]
             if folder != kept and times and datetime.datetime.now(datetime.UTC) - max(times) > ABANDONED_AFTER:
-                self._clean_up(folder)
+                clean_up(self._bucket, folder)
 
     def _sealed(self, name: str) -> tuple[str, Manifest]:
         """The folder that is the pipeline, and its manifest."""
@@ -168,7 +150,7 @@ class ObjectStore(WeightStore):
             seal = self._read_seal(check_name(name))
             if not seal:
                 raise self._missing(name)
-            folder = self._folder_in(name, seal)
+            folder = folder_in(self._bucket, name, seal)
             where = f"{self._url}/{folder}/{MANIFEST_NAME}"
             found = self._bucket.read(f"{folder}/{MANIFEST_NAME}", MANIFEST_MAX_BYTES)
             if found:
@@ -178,89 +160,11 @@ class ObjectStore(WeightStore):
                 raise DamagedError(f"{where} is missing", _REPAIR)
 
     def _read_seal(self, name: str) -> Note | None:
-        return self._bucket.read(_seal_of(name), _SEAL_MAX_BYTES)
-
-    def _folder_in(self, name: str, seal: Note) -> str:
-        try:
-            folder = json.loads(seal.data)["folder"]
-        except (ValueError, TypeError, KeyError):
-            folder = None
-        if not (isinstance(folder, str) and _FOLDER.fullmatch(folder)):
-            raise DamagedError(f"{self._url}/{_seal_of(name)} names no folder", _REPAIR)
-        return f"{name}/{folder}"
-
-    def _publish(self, name: str, inner: Stage, manifest: Manifest, before: Note | None) -> None:
-        check_against(inner.path, manifest)
-        folder = _upload_of(name, inner.scratch)
-        self._send(inner.path, manifest, folder)
-        self._bucket.write(f"{folder}/{MANIFEST_NAME}", dump_manifest(manifest))
-        seal = json.dumps({"folder": folder.rpartition("/")[2]}).encode()
-        try:
-            self._bucket.replace(_seal_of(name), seal, before)
-        except BusyError as error:
-            now = self._read_seal(name)
-            if not (now and now.data == seal):  # else a try that seemed to fail has written it
-                self._clean_up(folder)
-                raise error if before else AlreadyExistsError(error.what, error.next_step) from error
-        if before:
-            try:
-                self._clean_up(self._folder_in(name, before))
-            except DamagedError:  # it did not say which: a sweep finds it
-                return
-
-    def _send(self, path: Path, manifest: Manifest, folder: str) -> None:
-        """Upload what is not there. Objects are whole, and nobody else writes into the folder: sizes suffice."""
-        task = f"upload {manifest.name}"
-        self.progress.start(task, manifest.size_bytes)
-        lacking = self._lacking(manifest, folder)
-
-        def send(entry: FileEntry, advance: Advance) -> None:
-            if entry in lacking:
-                self._bucket.send(path / entry.path, f"{folder}/{entry.path}", advance)
-            else:
-                advance(entry.size_bytes)
-
-        all_at_once(send, manifest.files, lambda count: self.progress.advance(task, count))
-        self.progress.finish(task)
-        if lacking := self._lacking(manifest, folder):
-            raise UnreachableError(
-                f"{self._url} does not hold {lacking[0].path} as it was sent", "Run the same command again: it resumes"
-            )
-
-    def _lacking(self, manifest: Manifest, folder: str) -> tuple[FileEntry, ...]:
-        sizes = {path: one.size_bytes for path, one in self._bucket.objects(folder).items()}
-        return tuple(entry for entry in manifest.files if sizes.get(entry.path) != entry.size_bytes)
-
-    def _clean_up(self, folder: str) -> None:
-        """Remove what readers no longer see. An error in it must not read as if nothing had changed."""
-        try:
-            self._bucket.remove(*(f"{folder}/{path}" for path in self._bucket.objects(folder)))
-        except WanstoreError as error:
-            _LOG.warning("%s: what was there before could not be deleted from the bucket (%s)", folder, error)
+        return self._bucket.read(seal_of(name), SEAL_MAX_BYTES)
 
     def _uploads(self, name: str) -> Iterable[str]:
         """Each folder of files that was sent for the name."""
-        return [f"{name}/{one}" for one in self._bucket.folders(name) if _FOLDER.fullmatch(one)]
+        return [f"{name}/{one}" for one in self._bucket.folders(name) if FOLDER.fullmatch(one)]
 
     def _missing(self, name: str) -> NotFoundError:
         return NotFoundError(f"There is no pipeline {name!r} in {self._url}", "See what is there with: wanstore list")
-
-
-def _seal_of(name: str) -> str:
-    return f"{name}/sealed.json"
-
-
-def _upload_of(name: str, scratch: Path) -> str:
-    """The folder for an upload: that of the work that is resumed, while nobody takes it for abandoned."""
-    noted, now = scratch / "upload.json", datetime.datetime.now(datetime.UTC)
-    try:
-        found = json.loads(noted.read_text())
-        if now - datetime.datetime.fromisoformat(found["begun"]) < _RESUMED_UNTIL and _FOLDER.fullmatch(
-            found["folder"]
-        ):
-            return f"{name}/{found['folder']}"
-    except (OSError, ValueError, TypeError, KeyError):  # none, or a damaged one: send all of it again
-        pass
-    folder = f"files-{uuid.uuid4().hex}"
-    noted.write_text(json.dumps({"folder": folder, "begun": now.isoformat()}))
-    return f"{name}/{folder}"
