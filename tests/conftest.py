@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+
+sys.path.append(str(Path(__file__).parents[1]))  # tests/ is no package that could be installed
 
 # Before torch is imported, here or in a process that a test starts: as many tests run at once as there are cores, and
 # their threads would wait for one another. The suite takes twice as long with them.
@@ -85,3 +89,15 @@ def compiled_store(tiny_fp16: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def compiled_copy(compiled_store: Path, tmp_path: Path) -> Path:
     """A store like it, of the test's own, to change."""
     return Path(shutil.copytree(compiled_store, tmp_path / "compiled"))
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A running service that wanstore's authors did not write; the environment points clients at it."""
+    from tests.stores.object.s3 import S3
+
+    with S3() as service:
+        for name, value in service.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("WANSTORE_CACHE", str(tmp_path / "cache"))
+        yield service

@@ -16,11 +16,12 @@ import wanstore
 from wanstore import api
 from wanstore.cli import main
 from wanstore.cli._json import SCHEMA_VERSION
+from wanstore.stores.cache._uses import release
 
 PAGE = Path(__file__).parents[2] / "docs/json.md"
 KINDS: dict[str, tuple[type, ...]] = {
     "text": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "object": (dict,),
-    "null": (type(None),),
+    "null": (type(None),), "list": (list,),
 }  # fmt: skip
 
 
@@ -141,6 +142,19 @@ def test_a_dry_run_prints_its_plan(store: Path, tiny_fp32: Path, tmp_path: Path)
 def test_delete_prints_what_is_gone(compiled_copy: Path) -> None:
     """Its name."""
     check(documented("delete"), answer("delete", "w", "--store", compiled_copy))
+
+
+def test_the_cache_prints_what_is_in_it_and_what_leaves(s3: Any, store: Path) -> None:
+    """With the store that it comes from, and how far it has come."""
+    bucket = f"s3://{s3.bucket}/wan"
+    wanstore.copy("w", store, bucket)
+    folder = wanstore.open_store(bucket).local_path("w")
+    check(documented("cache list"), document := answer("cache", "list"))
+    assert [(one["name"], one["state"], one["in_use"]) for one in document["pipelines"]] == [("w", "whole", True)]
+    release(folder)
+    cleared = answer("cache", "clear")
+    check(documented("cache clear"), cleared)
+    assert [one["name"] for one in cleared["deleted"]] == ["w"] and not cleared["in_use"] and not folder.exists()
 
 
 def test_generate_prints_its_load(compiled_store: Path, tmp_path: Path) -> None:

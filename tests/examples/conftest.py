@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2]))  # tests/ is no package that could be installed
 
 from tests.examples.account import REPO, Account
 from tests.modal_loopback import ControlPlane

@@ -12,8 +12,6 @@ from typing import Any
 import modal
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2]))  # tests/ is no package that could be installed
-
 from tests.modal_loopback import ControlPlane
 
 APP = Path(__file__).with_name("app.py")

@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-sys.path.append(str(Path(__file__).parents[2]))  # tests/ is no package that could be installed
-
 from tests.snapshots.gvisor import Sandbox, SandboxError, why_not
 from wanstore.testing.manifests import seal_as_is
 

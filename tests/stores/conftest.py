@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2]))  # tests/ is no package that could be installed
-
 from tests.modal_loopback import ControlPlane
-from tests.stores.object.s3 import S3
 
 
 @pytest.fixture
@@ -34,13 +30,3 @@ def client(control: ControlPlane) -> Iterator[object]:
     with modal.Client.from_credentials("ak-made-up", "as-made-up") as client:
         modal.Client._set_env_client(client)  # modal's own would outlive its control plane
         yield client
-
-
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A running service that wanstore's authors did not write; the environment points clients at it, as above."""
-    with S3() as service:
-        for name, value in service.environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("WANSTORE_CACHE", str(tmp_path / "cache"))
-        yield service
