@@ -13,7 +13,6 @@ import click
 from click.core import ParameterSource
 
 from wanstore.cli._faults import fail
-from wanstore.cli._json import print_json
 from wanstore.cli._options import (
     FilledPath,
     FiniteRange,
@@ -200,7 +199,8 @@ def _write(report: Report, document: dict[str, Any], old: BenchmarkReport | None
         written = f"{out.with_suffix('.json')} is written"
         title, columns, rows = _table_of_any(document)
     if as_json:
-        print_json(document | ({"comparison": compared.to_json()} if compared else {}))
+        # The report as it is: its schema is its own.
+        click.echo(json.dumps(document | ({"comparison": compared.to_json()} if compared else {}), indent=2))
         return
     show(text_table(columns, rows, title=title))
     for line in compared.lines() if compared else ():

@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 
 def print_json(document: Mapping[str, Any]) -> None:
-    """Print a document. A report that has a schema of its own keeps that one's version."""
+    """Print a document, its schema's version first."""
     click.echo(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2))
 
 
