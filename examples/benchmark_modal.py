@@ -167,7 +167,7 @@ def measure(
 
     `compiled_for` is the attention backend that there are compiled blocks for; None to run eagerly.
     """
-    from wanstore.api import bench
+    from wanstore import bench
 
     began = time.monotonic()
     results = Results(volume, gpu)

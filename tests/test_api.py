@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import wanstore
-from wanstore import _setup
 from wanstore._files import hash_file
+from wanstore.api import _setup
 from wanstore.building import _tokenizer
 from wanstore.conversion._plan import make_plan
 from wanstore.conversion.fp16 import Fp16Converter

@@ -89,11 +89,11 @@ def modules() -> dict[str, ast.Module]:
 
 
 def room_of(module: str) -> str:
-    """The folder that a module lies in; api is one with its private half, and the rest of the top is the base."""
+    """The folder that a module lies in; the rest of the top is the base."""
     parts = module.split(".")
     if len(parts) > 1 and parts[1] in MAY_IMPORT:
         return parts[1]
-    return {"wanstore": "face", "wanstore._setup": "api", "wanstore.__main__": "cli"}.get(module, "base")
+    return {"wanstore": "face", "wanstore.__main__": "cli"}.get(module, "base")
 
 
 def imports_of(tree: ast.Module) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import wanstore
-from wanstore._setup import make_converter
+from wanstore.api._setup import make_converter
 from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.cli import main
 from wanstore.errors import InvalidNameError, NotSupportedError

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 import wanstore
 from tests.conversion.hub.fetching import Heard, wait_for
-from wanstore import _setup, api
+from wanstore.api import _setup, storing
 from wanstore.cli._terminal import plan_lines
 from wanstore.errors import AlreadyExistsError, DiskFullError, SourceError, UnreachableError
 from wanstore.interfaces import ConversionPlan, Listing, Quiet
@@ -137,7 +137,7 @@ def slow_check(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
         wait_for(lambda: bodies_of_the_largest(hub))
         _setup.check_fits_models(plan)
 
-    monkeypatch.setattr(api, "check_fits_models", check)
+    monkeypatch.setattr(storing, "check_fits_models", check)
 
 
 @pytest.mark.usefixtures("slow_check")
@@ -173,7 +173,7 @@ def test_an_interruption_of_the_checks_keeps_what_has_arrived(
 
     hub.faults.append(Fault("silent", f"*{LARGEST}", count=1000, after_bytes=100_000))
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(api, "check_fits_models", interrupt)
+        patched.setattr(storing, "check_fits_models", interrupt)
         wanstore.setup(REPO, store, name="w")
     hub.faults.clear()
     hub.requests.clear()

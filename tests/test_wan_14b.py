@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import wanstore
 from tests.conversion.original.layout import LARGE, write_original, write_true_diffusers, write_true_original
-from wanstore._setup import open_source
+from wanstore.api._setup import open_source
 from wanstore.cli._commands import main
 from wanstore.cli._doctor import plan_memory
 from wanstore.cli._terminal import plan_lines

@@ -39,8 +39,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from wanstore._setup import SetupPlan
-    from wanstore.api import activate, bench, benchmark, compile_blocks, copy, load, plan_setup, report, setup, verify
+    from wanstore.api._setup import SetupPlan
+    from wanstore.api.measuring import bench, benchmark
+    from wanstore.api.serving import activate, compile_blocks, load
+    from wanstore.api.storing import copy, plan_setup, report, setup, verify
     from wanstore.errors import WanstoreError
     from wanstore.interfaces import Benchmarker, Converter, Progress, Stage, VerifyReport, WeightStore
     from wanstore.loading._pipeline import WanPipeline
@@ -50,19 +52,10 @@ if TYPE_CHECKING:
     from wanstore.stores import open_store
 else:  # a checker that saw this would accept any name
     _HOMES = {
-        "wanstore._setup": ("SetupPlan",),
-        "wanstore.api": (
-            "activate",
-            "bench",
-            "benchmark",
-            "compile_blocks",
-            "copy",
-            "load",
-            "plan_setup",
-            "report",
-            "setup",
-            "verify",
-        ),
+        "wanstore.api._setup": ("SetupPlan",),
+        "wanstore.api.measuring": ("bench", "benchmark"),
+        "wanstore.api.serving": ("activate", "compile_blocks", "load"),
+        "wanstore.api.storing": ("copy", "plan_setup", "report", "setup", "verify"),
         "wanstore.errors": ("WanstoreError",),
         "wanstore.interfaces": ("Benchmarker", "Converter", "Progress", "Stage", "VerifyReport", "WeightStore"),
         "wanstore.loading._pipeline": ("WanPipeline",),

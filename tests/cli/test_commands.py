@@ -19,7 +19,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from wanstore import api as flows
+from wanstore.api import serving
 from wanstore.cli import _doctor as doctor
 from wanstore.cli import main
 from wanstore.manifest import CONVERSION_NAME
@@ -245,11 +245,11 @@ def test_a_place_for_the_clip_is_tried_before_anything_is_loaded(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder is made by then."""
-    monkeypatch.setattr(flows, "load", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr(serving, "load", lambda *_, **__: pytest.fail("it was loaded"))
     generate = ("generate", "w", "--store", store, "--prompt", "x", "--out")
     run = in_here(*generate, "/proc/clip.mp4")
     assert run.exit_code == 1 and "/proc/clip.mp4: No such file or directory. Check the path." in run.stderr
-    monkeypatch.setattr(flows, "load", lambda *_, **__: sys.exit(3))
+    monkeypatch.setattr(serving, "load", lambda *_, **__: sys.exit(3))
     assert in_here(*generate, tmp_path / "new/clip.mp4").exit_code == 3
     assert list((tmp_path / "new").iterdir()) == []
 
@@ -285,10 +285,10 @@ def test_ctrl_c_is_one_line_and_status_1(tmp_path: Path, command: str, interrupt
     """Wherever it comes: in source text that is executed, too, or where a library makes another error of it."""
     program = f"""
 import os, signal
-import wanstore.cli, wanstore.api
+import wanstore.cli, wanstore.api.serving, wanstore.api.storing
 def stopped(*_, **__):
     {interrupt}
-wanstore.api.setup = wanstore.api.load = stopped
+wanstore.api.storing.setup = wanstore.api.serving.load = stopped
 wanstore.cli.main({[command, "x", "--store", "y", *(["--prompt", "z"] if command == "generate" else [])]!r})
 """
     (tmp_path / "program.py").write_text(program)

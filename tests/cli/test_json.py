@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import wanstore
-from wanstore import api
+from wanstore.api import storing
 from wanstore.cli import main
 from wanstore.cli._json import SCHEMA_VERSION
 from wanstore.stores.cache._uses import release
@@ -206,6 +206,6 @@ def interrupted(*_: Any, **__: Any) -> None:
 
 def test_what_an_interrupt_leaves_to_resume_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a program that runs the command again."""
-    monkeypatch.setattr(api, "copy", interrupted)
+    monkeypatch.setattr(storing, "copy", interrupted)
     document = answer("copy", "w", "--from", "a", "--to", "b", status=1)
     assert document["error"]["resumable"] and "it resumes" in document["error"]["next_step"]

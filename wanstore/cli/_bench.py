@@ -88,7 +88,7 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
     Example:
       wanstore bench wan2.1-fp16 --store ./models --presets 480p/3s --steps 10
     """
-    from wanstore.api import bench as run_bench
+    from wanstore.api.measuring import bench as run_bench
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.display._progress import shown
     from wanstore.recipes import model_in

@@ -92,9 +92,9 @@ def setup(source: str, store_url: str, name: str, as_json: bool, converter_name:
       wanstore setup Wan-AI/Wan2.1-T2V-1.3B-Diffusers --store ./models
     """
     from wanstore._formats._json import to_json
-    from wanstore._setup import make_converter
-    from wanstore.api import plan_setup
-    from wanstore.api import setup as run_setup
+    from wanstore.api._setup import make_converter
+    from wanstore.api.storing import plan_setup
+    from wanstore.api.storing import setup as run_setup
     from wanstore.cli._terminal import plan_lines
 
     converter = make_converter(converter_name, converter_options)
@@ -186,7 +186,7 @@ def verify(name: str, store_url: str, as_json: bool) -> None:
 
     Names each file that is damaged, missing or extra; the exit status is 1 if there is one.
     """
-    from wanstore.api import verify as run_verify
+    from wanstore.api.storing import verify as run_verify
     from wanstore.building._artifacts import is_compiled
 
     store = open_store_at(store_url)
@@ -222,7 +222,7 @@ def copy(name: str, source: str, target: str, replace: bool, as_json: bool) -> N
     Example:
       wanstore copy wan2.1-fp16 --from modal://anime-models --to ./models
     """
-    from wanstore.api import copy as run_copy
+    from wanstore.api.storing import copy as run_copy
 
     manifest = run_copy(name, source, target, replace=replace, progress=not as_json)
     if as_json:
@@ -279,7 +279,7 @@ def generate(name: str, store_url: str, prompt: str, seed: int, device: str | No
       wanstore generate wan2.1-fp16 --store ./models --prompt "a red fox in the snow" --preset 480p/3s
     """
     from wanstore._formats._json import to_json
-    from wanstore.api import load
+    from wanstore.api.serving import load
     from wanstore.display._progress import shown
     from wanstore.generation import check_place, write_clip
     from wanstore.generation import generate as make_clip

@@ -50,7 +50,7 @@ def compile_command(name: str, store_url: str, wanted: str | None, presets_file:
       wanstore compile wan2.1-fp16 --store ./models --presets 480p/3s,480p/5s
     """
     from wanstore._formats._json import to_json
-    from wanstore.api import compile_blocks
+    from wanstore.api.serving import compile_blocks
 
     presets = [changed(preset, size=size, frames=frames) for preset in named_presets(wanted, presets_file, "")]
     report = compile_blocks(name, store=store_url, presets=presets, progress=not as_json, **how)

@@ -30,7 +30,8 @@ def report_command(name: str, store_url: str, out: Path | None, load_report: Pat
     Example:
       wanstore report wan2.1-fp16 --store ./models --measure-load --benchmarks docs/benchmarks.json
     """
-    from wanstore.api import load, report
+    from wanstore.api.serving import load
+    from wanstore.api.storing import report
     from wanstore.benchmarking.report import BenchmarkReport
     from wanstore.loading import LoadReport
 

@@ -14,7 +14,7 @@ from wanstore.manifest import Manifest
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from wanstore._setup import SetupPlan
+    from wanstore.api._setup import SetupPlan
     from wanstore.stores.cache import CachedPipeline
 
 _RATES = (50_000_000, 200_000_000, 1_000_000_000)

@@ -19,7 +19,7 @@ import wanstore
 from tests.conversion.hub.fetching import Heard
 from tests.conversion.original.conftest import Sources
 from tests.conversion.original.layout import T5_FILE, TRANSFORMER_FILE, VAE_FILE, write_original
-from wanstore import _setup
+from wanstore.api import _setup
 from wanstore.conversion.original._archive import END_BYTES
 from wanstore.errors import DiskFullError, SourceError
 from wanstore.interfaces import Listing

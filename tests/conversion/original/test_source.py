@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import wanstore
 from tests.conversion.original.conftest import Sources
 from tests.conversion.original.layout import T5_FILE, TRANSFORMER_FILE, VAE_FILE, write_original
-from wanstore._setup import open_source
+from wanstore.api._setup import open_source
 from wanstore.conversion.folder import FolderSource
 from wanstore.conversion.original import OriginalSource, is_original
 from wanstore.errors import ConversionRefusedError, NotSupportedError, SourceError, WanstoreError
