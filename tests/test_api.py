@@ -491,3 +491,31 @@ def test_importing_load_imports_neither_torch_nor_diffusers() -> None:
     code = "import sys; from wanstore import load; print(sorted({'torch', 'diffusers'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_a_remote_store_tells_of_its_own_transfers(tiny_sealed: Path, s3: Any) -> None:
+    """A first load downloads, a setup or copy uploads: gigabytes, in silence otherwise. Then the store is as before."""
+    heard = Heard()
+    bucket = wanstore.open_store(f"s3://{s3.bucket}/wan")
+    before = bucket.progress
+    wanstore.copy("tiny", tiny_sealed.parent, bucket, progress=heard)
+    wanstore.load("tiny", store=bucket, device="cpu", progress=heard)
+    size = bucket.manifest("tiny").size_bytes
+    assert heard.done["copy tiny"] == heard.done["download tiny"] == size and bucket.progress is before
+
+
+class Heard:
+    """A `Progress` that adds up."""
+
+    def __init__(self) -> None:
+        self.done: dict[str, int] = {}
+
+    def start(self, task: str, total: int, unit: str = "bytes") -> None:
+        self.done[task] = 0
+
+    def advance(self, task: str, amount: int) -> None:
+        self.done[task] += amount
+
+    def finish(self, task: str) -> None: ...
+
+    def message(self, text: str) -> None: ...

@@ -183,6 +183,9 @@ class WeightStore(ABC):
     cannot be a name.
     """
 
+    progress: Progress = Quiet()
+    """Hears of what the store moves by itself, such as downloads into a cache. wanstore's functions set it."""
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} at {self.url}>"
 

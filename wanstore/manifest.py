@@ -18,7 +18,7 @@ import attrs
 
 from wanstore._error_translation import unreadable
 from wanstore._files import read_small_file
-from wanstore._formats._json import digest_of, from_json, read_json, to_json
+from wanstore._formats._json import digest_of, from_json, parse_json, read_json, to_json
 from wanstore.errors import DamagedError, NotSupportedError
 
 MANIFEST_NAME = "wanstore.json"
@@ -222,9 +222,18 @@ def read_manifest(folder: Path) -> Manifest | None:
 def read_tensor_records(folder: Path) -> dict[str, Any]:
     """Each tensor's conversion record, as JSON by component. Raises `DamagedError` if there are none."""
     path = folder / CONVERSION_NAME
-    records: dict[str, Any] = read_json(path).get("tensors", {})
+    return _tensor_records(read_json(path), str(path))
+
+
+def parse_tensor_records(data: bytes, where: str) -> dict[str, Any]:
+    """The same, of the bytes of conversion.json. `where` names them in the `DamagedError`."""
+    return _tensor_records(parse_json(data, where), where)
+
+
+def _tensor_records(document: dict[str, Any], where: str) -> dict[str, Any]:
+    records: dict[str, Any] = document.get("tensors", {})
     try:
         from_json(records, dict[str, list[TensorRecord]])
     except ValueError as error:
-        raise DamagedError(f"{path} is not a record of tensors ({error})", _REMEDY) from error
+        raise DamagedError(f"{where} is not a record of tensors ({error})", _REMEDY) from error
     return records

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -16,7 +18,7 @@ from tests.benchmarking.reports import failed, report, row
 from wanstore.benchmarking.rows import MemoryPeaks
 from wanstore.errors import DamagedError, NotSupportedError, WanstoreError
 from wanstore.loading import Attention, LoadReport, Phase
-from wanstore.manifest import CONVERSION_NAME, Manifest, SourceRecord, TensorRecord
+from wanstore.manifest import CONVERSION_NAME, Manifest, SourceRecord, TensorRecord, read_tensor_records
 from wanstore.reporting import write_report
 from wanstore.reporting._charts import Bar, Part, chart
 from wanstore.reporting._layers import layer_of, layers
@@ -151,7 +153,7 @@ def test_whatever_others_wrote_is_text(manifest: Manifest, store: Path, tmp_path
     )  # fmt: skip
     measured = report(failed(reason=HOSTILE), failed("480p/3s", HOSTILE), device=HOSTILE, weights=HOSTILE)
     out = tmp_path / "page.html"
-    write_report(hostile, folder, out, load=load, benchmarks=measured)
+    write_report(hostile, read_tensor_records(folder), out, load=load, benchmarks=measured)
     page = Page(out)
     page.check()
     assert page.text.count(SHOWN) >= 15
@@ -173,13 +175,13 @@ def test_figures_that_are_none_are_damage(manifest: Manifest, store: Path, tmp_p
     out.write_text("old")
     load = attrs.evolve(LOAD, phases=(Phase("weights", seconds, 10),))
     try:
-        write_report(manifest, store / "w", out, load=load)
+        write_report(manifest, read_tensor_records(store / "w"), out, load=load)
     except DamagedError:
         assert out.read_text() == "old"
     else:
         Page(out).check()
     with pytest.raises(DamagedError, match="cannot be shown"):
-        write_report(manifest, store / "w", out, benchmarks=report(row(steps=0)))
+        write_report(manifest, read_tensor_records(store / "w"), out, benchmarks=report(row(steps=0)))
 
 
 def test_a_layer_is_a_names_first_numbered_part() -> None:
@@ -217,10 +219,21 @@ def test_a_pipeline_without_records_has_a_page_without_layers(tiny_sealed: Path,
     assert "Error by layer" not in page.text and "other files" in page.text
 
 
-def test_damaged_records_are_told(manifest: Manifest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [None, "[", '{"tensors": 1}'])
+def test_damaged_records_are_told(store: Path, tmp_path: Path, text: str | None) -> None:
     """They are in the manifest, so they have to be there."""
+    shutil.copytree(store, tmp_path / "store")
+    records = tmp_path / "store/w" / CONVERSION_NAME
+    records.unlink() if text is None else records.write_text(text)
     with pytest.raises(DamagedError, match=r"conversion\.json"):
-        write_report(manifest, tmp_path, tmp_path / "page.html")
+        wanstore.report("w", tmp_path / "page.html", store=tmp_path / "store")
+
+
+def test_of_a_remote_pipeline_nothing_but_its_records_comes_down(s3: Any, store: Path, tmp_path: Path) -> None:
+    wanstore.copy("w", store, f"s3://{s3.bucket}/wan")
+    s3.requests.clear()
+    page = wanstore.report(f"s3://{s3.bucket}/wan/w", tmp_path / "page.html")
+    assert "Error by layer" in Page(page).text and not any("safetensors" in request for request in s3.requests)
 
 
 def test_compiled_functions_have_no_page(compiled_store: Path, tmp_path: Path) -> None:

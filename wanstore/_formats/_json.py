@@ -41,13 +41,20 @@ def from_json(data: Any, cls: type[T]) -> T:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; raises `DamagedError` when there is none."""
     try:
-        document = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except PermissionError as error:
         raise unreadable(path) from error
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error.strerror})", "Run setup again with --replace") from error
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that `data` is; `where` names it in the `DamagedError` that is raised when it is none."""
+    try:
+        document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is not JSON ({error})", "Run setup again with --replace") from error
+        raise DamagedError(f"{where} is not JSON ({error})", "Run setup again with --replace") from error
     if not isinstance(document, dict):
-        raise DamagedError(f"{path} is not a JSON object", "Run setup again with --replace")
+        raise DamagedError(f"{where} is not a JSON object", "Run setup again with --replace")
     return document

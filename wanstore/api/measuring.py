@@ -114,28 +114,28 @@ def bench(
 
     presets_of(presets)  # a wrong name is told before anything is fetched
     place, name = place_of(address, store)
-    folder = place.local_path(name)
-    chosen = presets_of(presets, model_in(folder))
-    benchmarker = ProcessBenchmarker(
-        folder,
-        device=device,
-        rounds=rounds,
-        warmup=warmup,
-        steps=dict.fromkeys((preset.name for preset in chosen), steps) if isinstance(steps, int) else steps or {},
-        memory_gib=memory_gib,
-        dtype=dtype,
-        memory=memory,
-        attention=attention,
-        functions=None if compile == "off" else functions_of(place, name),
-        timeout_seconds=timeout_seconds,
-        report=report,
-        keep_clips=keep_clips,
-        reference=reference,
-        fresh=fresh,
-        replace_page=replace_page,
-        command=command,
-    )
-    with shown(progress) as progress:
+    with shown(progress, place) as progress:
+        folder = place.local_path(name)
+        chosen = presets_of(presets, model_in(folder))
+        benchmarker = ProcessBenchmarker(
+            folder,
+            device=device,
+            rounds=rounds,
+            warmup=warmup,
+            steps=dict.fromkeys((preset.name for preset in chosen), steps) if isinstance(steps, int) else steps or {},
+            memory_gib=memory_gib,
+            dtype=dtype,
+            memory=memory,
+            attention=attention,
+            functions=None if compile == "off" else functions_of(place, name),
+            timeout_seconds=timeout_seconds,
+            report=report,
+            keep_clips=keep_clips,
+            reference=reference,
+            fresh=fresh,
+            replace_page=replace_page,
+            command=command,
+        )
         if compile == "on":
             benchmarker.check()  # before minutes of compilation
             made = make_functions(

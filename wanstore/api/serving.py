@@ -107,11 +107,11 @@ def load(
     from wanstore.loading._load import load_folder
     from wanstore.stores.cache._uses import released
 
+    place, name = place_of(address, store) if sealed else (None, "")
     functions: list[Path] = []
-    with shown(progress) as progress, ExitStack() as stack:
+    with shown(progress, *filter(None, [place])) as progress, ExitStack() as stack:
         stream = None
-        if sealed:
-            place, name = place_of(address, store)
+        if place:
             stream = None if cache else stack.enter_context(place.streamed(name))
             folder = stream.folder if stream else place.local_path(name)
             if compile != "off":
@@ -210,8 +210,8 @@ def compile_blocks(
 
     presets_of(presets)  # a wrong name is told before anything is fetched
     place, name = place_of(address, store)
-    chosen = presets_of(presets, model_in(place.local_path(name)))
-    with shown(progress) as progress:
+    with shown(progress, place) as progress:
+        chosen = presets_of(presets, model_in(place.local_path(name)))
         return make_functions(
             place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention, replace=replace,
             progress=progress,

@@ -89,7 +89,7 @@ def setup(
     check_name(name)
     store = as_store(store)
     converter = make_converter(converter) if isinstance(converter, str) else converter
-    with shown(progress) as progress:
+    with shown(progress, store) as progress:
         published = open_source(source, revision, keep=keep_source, connections=connections, progress=progress)
         recipe = recipe_of(published.record, converter)
         existing = existing_manifest(store, name, recipe, replace, progress)
@@ -231,7 +231,7 @@ def copy(
     manifest = source.manifest(check_name(name))
     if is_compiled(manifest):
         raise NotSupportedError(f"{name} holds compiled functions, which are for one GPU", "Use wanstore compile there")
-    with shown(progress) as progress:
+    with shown(progress, source, target) as progress:
         copy_pipeline(manifest, source, target, replace=replace, progress=progress)
     return manifest
 
@@ -283,7 +283,7 @@ def report(
         ```
 
     Args:
-        address: as for `load`. A remote store's pipeline is downloaded into the cache.
+        address: as for `load`.
         out: the page; by default the pipeline's name with `-report.html`, in the current folder. An existing file is
             replaced.
         store: as for `load`.
@@ -301,11 +301,12 @@ def report(
     """
     from wanstore.building._artifacts import is_compiled
     from wanstore.reporting import write_report
+    from wanstore.stores._folder import tensor_records
 
     place, name = place_of(address, store)
     manifest = place.manifest(name)
     if is_compiled(manifest):
         raise NotSupportedError(f"{name} holds compiled functions, and no pipeline", "Name the pipeline")
     page = Path(f"{name}-report.html" if out is None else out)
-    write_report(manifest, place.local_path(name), page, load=load_report, benchmarks=benchmarks)
+    write_report(manifest, tensor_records(place, manifest), page, load=load_report, benchmarks=benchmarks)
     return page

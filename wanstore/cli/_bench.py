@@ -33,7 +33,7 @@ from wanstore.errors import NotSupportedError, WanstoreError, without_secrets
 
 if TYPE_CHECKING:
     from wanstore.benchmarking.report import BenchmarkReport
-    from wanstore.interfaces import Progress, Report
+    from wanstore.interfaces import Progress, Report, WeightStore
     from wanstore.presets import Preset
 
 _OWN = "process"
@@ -105,16 +105,17 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
         return [changed(preset, size=size, **changes) for preset in named_presets(wanted, presets_file, model)]
 
     how["steps"] = _steps(steps, chosen())  # what is wrong about them is told before anything is fetched
-    presets = chosen(model_in(open_store_at(store_url).local_path(name)))
+    store = open_store_at(store_url)
     report: Report
-    with shown(not as_json) as progress:
+    with shown(not as_json, store) as progress:
+        presets = chosen(model_in(store.local_path(name)))
         if benchmarker == _OWN:
             command = without_secrets(shlex.join(["wanstore", *sys.argv[1:]]))
             report = run_bench(
-                name, store=store_url, presets=presets, report=out, command=command, progress=progress, **how
+                name, store=store, presets=presets, report=out, command=command, progress=progress, **how
             )
         else:
-            report = _run_installed(benchmarker, name, store_url, presets, out, how, progress)
+            report = _run_installed(benchmarker, name, store, presets, out, how, progress)
     document = _document_of(report, benchmarker)
     if document["rows"]:
         _write(report, document, old, out, as_json)
@@ -131,7 +132,7 @@ def bench(name: str, store_url: str, benchmarker: str, wanted: str | None, prese
 def _run_installed(
     benchmarker: str,
     name: str,
-    store_url: str,
+    store: WeightStore,
     presets: Sequence[Preset],
     out: Path,
     how: Mapping[str, Any],
@@ -147,7 +148,7 @@ def _run_installed(
     check_page(out)
     if not given.pop("replace_page", False):
         check_replaces(out, None)
-    folder = open_store_at(store_url).local_path(name)
+    folder = store.local_path(name)
     own = {_OWN: "wanstore.benchmarking.run:ProcessBenchmarker"}
     found = make_backend(Benchmarker, "benchmarker", benchmarker, own, lambda make: make(folder, **given))
     return found.run(presets, progress=progress)

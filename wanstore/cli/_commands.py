@@ -157,11 +157,11 @@ def list_pipelines(store_url: str, as_json: bool) -> None:
 def show(name: str, store_url: str, tensors: bool, as_json: bool) -> None:
     """Show where a pipeline comes from, how it was converted, its files, and what it has compiled functions for."""
     from wanstore.building._artifacts import compiled_of
-    from wanstore.manifest import read_tensor_records
+    from wanstore.stores._folder import tensor_records
 
     store = open_store_at(store_url)
     manifest = store.manifest(name)
-    records = read_tensor_records(store.local_path(name)) if tensors else {}
+    records = tensor_records(store, manifest) if tensors else {}
     compiled = compiled_of(name, store.list().pipelines)
     if as_json:
         print_json({**show_json(manifest, compiled), **({"tensors": records} if tensors else {})})
@@ -342,13 +342,15 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
     """
     from wanstore.building._artifacts import functions_of
     from wanstore.cli._doctor import examine, lines, plan_lines, plan_memory
+    from wanstore.display._progress import shown
 
     if name is not None and not store_url:
         raise click.UsageError("NAME needs --store, or WANSTORE_STORE")
     if not (preset and name is not None) and (preset or memory_gib or dtype):
         raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
     store = None if name is None else open_store_at(str(store_url))
-    pipeline = store.local_path(str(name)) if store else None
+    with shown(not as_json, *filter(None, [store])):
+        pipeline = store.local_path(str(name)) if store else None
     if preset and pipeline:
         findings = plan_memory(pipeline, preset, dtype, memory_gib)
         if findings is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from wanstore.display._text import escaped
-from wanstore.interfaces import Progress, Quiet
+from wanstore.interfaces import Progress, Quiet, WeightStore
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -20,11 +21,21 @@ _SPEED_SECONDS = 120
 """The time left is estimated over this long: a denoising step may take half a minute."""
 
 
-def shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]:
-    """What a caller's `progress` stands for, for the length of a block: True shows it, False and None do not."""
-    if progress is True:
-        return TerminalProgress()
-    return nullcontext(progress or Quiet())
+@contextmanager
+def shown(progress: Progress | bool | None, *stores: WeightStore) -> Iterator[Progress]:
+    """What a caller's `progress` stands for, for the length of a block: True shows it, False and None do not.
+
+    The stores tell it of what they move by themselves.
+    """
+    with ExitStack() as stack:
+        heard = stack.enter_context(TerminalProgress()) if progress is True else progress
+        if heard:
+            for store in stores:
+                before = store.progress
+                with suppress(AttributeError):  # a class may forbid it
+                    store.progress = heard
+                    stack.callback(setattr, store, "progress", before)
+        yield heard or Quiet()
 
 
 class TerminalProgress:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wanstore._files import draft_of
 from wanstore._formats._json import from_json
 from wanstore.display._manifest import PlainTable, manifest_tables
 from wanstore.display._text import human_bytes
 from wanstore.errors import DamagedError
-from wanstore.manifest import CONVERSION_NAME, Manifest, TensorRecord, read_tensor_records
+from wanstore.manifest import Manifest, TensorRecord
 from wanstore.reporting._charts import Bar, Part, chart
 from wanstore.reporting._html import Html, document, element, table
 from wanstore.reporting._layers import Layer, layers
@@ -26,21 +26,20 @@ _PHASE_COLORS = {"text encoding": "four", "denoising": "two", "decoding": "one",
 
 def write_report(
     manifest: Manifest,
-    folder: Path,
+    records: Mapping[str, Any],
     out: Path,
     *,
     load: LoadReport | None = None,
     benchmarks: BenchmarkReport | None = None,
 ) -> None:
-    """Write the page about the pipeline in `folder` to `out`. An existing file is replaced by a whole one, or stays.
+    """Write the page about a pipeline to `out`. An existing file is replaced by a whole one, or stays.
 
-    Raises `DamagedError` if the records of tensors cannot be read, or hold figures that are none, and `WanstoreError`
-    if `out` cannot be written.
+    `records` are its tensors', as `read_tensor_records` gives them. Raises `DamagedError` if they hold figures that are
+    none, and `WanstoreError` if `out` cannot be written.
     """
-    recorded = any(entry.path == CONVERSION_NAME for entry in manifest.files)
-    records = from_json(read_tensor_records(folder) if recorded else {}, dict[str, list[TensorRecord]])
+    tensors = from_json(records, dict[str, list[TensorRecord]])
     try:
-        text = _page(manifest, records, load, benchmarks)
+        text = _page(manifest, tensors, load, benchmarks)
     except (ArithmeticError, ValueError) as error:  # a file may hold any number
         raise DamagedError(
             f"Figures of {manifest.name}, its load or its benchmarks cannot be shown ({error})",

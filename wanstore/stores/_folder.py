@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from wanstore._error_translation import reason_of, unreadable
 from wanstore._files import HASHED_AT_ONCE, files_below, hash_file
 from wanstore.errors import DamagedError, InvalidNameError, NotFoundError, NotSupportedError
-from wanstore.interfaces import Listing, Progress, Quiet, Unreadable, VerifyReport
-from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest
+from wanstore.interfaces import Listing, Progress, Quiet, Unreadable, VerifyReport, WeightStore
+from wanstore.manifest import CONVERSION_NAME, MANIFEST_NAME, FileEntry, Manifest, parse_tensor_records
 
 
 def has_manifest(folder: Path) -> bool:
@@ -106,3 +107,18 @@ def list_named(names: Iterable[str], manifest: Callable[[str], Manifest], is_tak
             if not isinstance(error, InvalidNameError) or is_taken(name):
                 unreadable.append(Unreadable(name, reason_of(error)))
     return Listing(tuple(pipelines), tuple(unreadable))
+
+
+def tensor_records(store: WeightStore, manifest: Manifest) -> dict[str, Any]:
+    """Each tensor's conversion record, as JSON by component; none if the converter kept none.
+
+    Of a remote pipeline nothing else comes down. Raises `DamagedError`.
+    """
+    if all(entry.path != CONVERSION_NAME for entry in manifest.files):
+        return {}
+    where = f"{store.url}/{manifest.name}/{CONVERSION_NAME}"
+    try:
+        data = b"".join(map(bytes, store.reader(manifest.name)(CONVERSION_NAME)))
+    except (FileNotFoundError, ValueError) as error:  # no regular file
+        raise DamagedError(f"{where} is missing", "Run setup again with --replace") from error
+    return parse_tensor_records(data, where)

@@ -67,6 +67,15 @@ class ModalVolumeStore(WeightStore):
         return RemoteStore(self.url, volume, self.prefix, cache_folder() / "modal" / self.volume_name, progress)
 
     @property
+    def progress(self) -> Progress:
+        """That of the store which does the work."""
+        return self._store.progress
+
+    @progress.setter
+    def progress(self, progress: Progress) -> None:
+        self._store.progress = progress
+
+    @property
     def url(self) -> str:
         return f"modal://{self.volume_name}/{self.prefix}".rstrip("/")
 
