@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import wanstore
 from tests.conftest import SMALL
 from wanstore._files import hash_file
 from wanstore._workers import Workers
+from wanstore.building import _block_functions
 from wanstore.building._artifacts import file_name, shape_of
 from wanstore.building._block_functions import BlockFunctions
 from wanstore.compiling import _make, _worker
@@ -29,6 +32,18 @@ WIDE = attrs.evolve(PRESET, name="wide", width=64)
 
 def compile_for(store: Path, *presets: Preset, **how: Any) -> Any:
     return wanstore.compile_blocks("w", store=store, presets=presets, device="cpu", **how)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Workers]:
+    with Workers(_make._WORKER) as workers:
+        yield workers
+
+
+@pytest.fixture
+def imports_done(prepared: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever compiles finds torch's compiler imported."""
+    monkeypatch.setattr(_make, "Workers", lambda _: nullcontext(prepared))
 
 
 def functions_folder(store: Path) -> Path:
@@ -67,6 +82,7 @@ def test_they_lie_sealed_beside_the_pipeline(compiled_store: Path) -> None:
     assert wanstore.open_store(compiled_store).verify(manifest.name).ok
 
 
+@pytest.mark.usefixtures("imports_done")
 def test_what_is_there_is_not_made_again_and_another_size_is_added(compiled_copy: Path) -> None:
     """Nor is it lost."""
     before = (functions_folder(compiled_copy) / "1x8.function").read_bytes()
@@ -111,6 +127,7 @@ def test_arguments_that_cannot_be_are_refused_at_once(compiled_store: Path) -> N
             wanstore.compile_blocks("w", **{"store": compiled_store, "presets": [PRESET], "device": "cpu", **wrong})  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("imports_done")
 def test_an_attention_backend_that_there_is_not_is_refused(compiled_store: Path) -> None:
     """With those that there are."""
     with pytest.raises(wanstore.WanstoreError, match="no attention backend 'nonsense'"):
@@ -162,7 +179,7 @@ def test_a_function_that_is_not_to_be_trusted_is_refused(
     tiny_sealed: Path, monkeypatch: pytest.MonkeyPatch, function: Function, reason: str
 ) -> None:
     """Where it changes clips, differs from run to run, or would never be used."""
-    monkeypatch.setattr(_worker, "load_function", lambda *_: function)
+    monkeypatch.setattr(_block_functions, "load_function", lambda *_: function)
     pipe = wanstore.load(tiny_sealed, device="cpu")
     functions = BlockFunctions({})
     functions.attach(pipe.transformer)

@@ -110,7 +110,6 @@ def bench(
     """
     from wanstore.benchmarking.run import ProcessBenchmarker
     from wanstore.building._artifacts import functions_of
-    from wanstore.compiling import make_functions
 
     presets_of(presets)  # a wrong name is told before anything is fetched
     place, name = place_of(address, store)
@@ -137,6 +136,8 @@ def bench(
             command=command,
         )
         if compile == "on":
+            from wanstore.compiling import make_functions
+
             benchmarker.check()  # before minutes of compilation
             made = make_functions(
                 place, name, chosen, device=device, dtype=dtype, memory=memory, attention=attention, progress=progress

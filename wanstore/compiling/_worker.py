@@ -2,6 +2,8 @@
 
 Events: `made_for`, what the functions fit; `made`, `tried` and `failed` with a file, its preset, and the seconds, how
 much clips differ, or the reason.
+
+The parent imports it for its `Job`, so that what takes seconds to import is imported where it is used.
 """
 
 from __future__ import annotations
@@ -9,29 +11,20 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
-import torch
 
 from wanstore._workers import Send, SentProgress
 from wanstore.building._artifacts import file_name
-from wanstore.building._attention import NATIVE, check_known, use_backend
-from wanstore.building._attention_comparison import compare_backends
-from wanstore.building._block_functions import (
-    BlockFunctions,
-    compile_block,
-    describe,
-    import_compiler,
-    load_function,
-    why,
-)
 from wanstore.choices import MemoryMode
 from wanstore.errors import NotSupportedError
-from wanstore.lean_imports import import_lean
-from wanstore.loading._load import LIBRARIES, load_folder
 from wanstore.presets import Preset
-from wanstore.transfer._device import pick_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from wanstore.building._block_functions import BlockFunctions
 
 LARGEST_DIFFERENCE = 0.02
 """Of a denoised latent, root mean square over root mean square. Wan 2.1's blocks differ by 0.001."""
@@ -61,30 +54,54 @@ class _Captured(Exception):  # noqa: N818  it is no error
 
 def prepare() -> None:
     """Import torch's compiler, and what a load needs."""
+    from wanstore.lean_imports import import_lean
+    from wanstore.loading._load import LIBRARIES
+
     import_lean(LIBRARIES)
+    from wanstore.building._block_functions import import_compiler
+
     with suppress(Exception):  # using it says what is wrong
         import_compiler()
 
 
 def do(job: Job, send: Send) -> None:
     """Do the job; see the module."""
-    attention = job.attention or NATIVE
     if job.task == "describe":
-        pipe = load_folder(Path(job.folder), weights="deferred", dtype=job.dtype)
-        device = pick_device(job.device)
-        if attention != "auto":
-            check_known(attention)
-        else:
-            shape = max(job.presets, key=lambda preset: preset.clip.tokens)
-            attention = next(iter(compare_backends(pipe.transformer, device, shape)), NATIVE)
-        reason = use_backend(pipe, attention, device)
-        used = NATIVE if reason else attention
-        if reason:
-            send("message", f"attention {used}, not {attention}: {reason}")
-        send("made_for", describe(pipe.transformer, device, used))
-        return
+        _describe(job, send)
+    else:
+        _make_or_try(job, send)
+
+
+def _describe(job: Job, send: Send) -> None:
+    """Say what functions that are made here are for."""
+    from wanstore.building._attention import NATIVE, check_known, use_backend
+    from wanstore.building._attention_comparison import compare_backends
+    from wanstore.building._block_functions import describe
+    from wanstore.loading._load import load_folder
+    from wanstore.transfer._device import pick_device
+
+    attention = job.attention or NATIVE
+    pipe = load_folder(Path(job.folder), weights="deferred", dtype=job.dtype)
+    device = pick_device(job.device)
+    if attention != "auto":
+        check_known(attention)
+    else:
+        shape = max(job.presets, key=lambda preset: preset.clip.tokens)
+        attention = next(iter(compare_backends(pipe.transformer, device, shape)), NATIVE)
+    reason = use_backend(pipe, attention, device)
+    used = NATIVE if reason else attention
+    if reason:
+        send("message", f"attention {used}, not {attention}: {reason}")
+    send("made_for", describe(pipe.transformer, device, used))
+
+
+def _make_or_try(job: Job, send: Send) -> None:
+    """One preset's function after the other; one that fails stops no other."""
+    from wanstore.building._block_functions import BlockFunctions, compile_block, why
+    from wanstore.loading._load import load_folder
+
     pipe = load_folder(
-        Path(job.folder), device=job.device, dtype=job.dtype, memory=job.memory, attention=attention,
+        Path(job.folder), device=job.device, dtype=job.dtype, memory=job.memory, attention=job.attention,
         progress=SentProgress(send),
     )  # fmt: skip
     functions = BlockFunctions({})
@@ -122,6 +139,8 @@ def _block_inputs(pipe: Any, preset: Preset) -> tuple[Any, ...]:
 
 def _denoise(pipe: Any, preset: Preset) -> torch.Tensor:
     """The latent of such a clip after its only step."""
+    import torch
+
     latent: torch.Tensor = pipe(
         _PROMPT, width=preset.width, height=preset.height, num_frames=preset.frames, num_inference_steps=1,
         guidance_scale=1.0, generator=torch.Generator("cpu").manual_seed(0), output_type="latent",
@@ -131,6 +150,10 @@ def _denoise(pipe: Any, preset: Preset) -> torch.Tensor:
 
 def _difference(pipe: Any, preset: Preset, functions: BlockFunctions, data: bytes) -> float:
     """How much the function changes of a latent. Raises `NotSupportedError` where it is not to be trusted."""
+    import torch
+
+    from wanstore.building._block_functions import load_function
+
     pipe.set_progress_bar_config(disable=True)
     functions.add(preset.clip.shape, load_function(data, pipe.device))
     functions.runs = 0
