@@ -158,6 +158,9 @@ def existing_manifest(store: WeightStore, name: str, recipe: str, replace: bool,
 
 def check_fits_models(plan: ConversionPlan) -> None:
     """Raise `SourceError` unless the planned tensors are just those that the configs' models have."""
+    from wanstore.loading._load import import_libraries
+
+    import_libraries()
     from wanstore.building._skeleton import expected_tensors
 
     for component, config in plan.configs.items():

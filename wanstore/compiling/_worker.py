@@ -54,10 +54,9 @@ class _Captured(Exception):  # noqa: N818  it is no error
 
 def prepare() -> None:
     """Import torch's compiler, and what a load needs."""
-    from wanstore.lean_imports import import_lean
-    from wanstore.loading._load import LIBRARIES
+    from wanstore.loading._load import import_libraries
 
-    import_lean(LIBRARIES)
+    import_libraries()
     from wanstore.building._block_functions import import_compiler
 
     with suppress(Exception):  # using it says what is wrong

@@ -51,10 +51,9 @@ class Job:
 
 def prepare() -> None:
     """Import what measuring a preset needs."""
-    from wanstore.lean_imports import import_lean
-    from wanstore.loading._load import LIBRARIES
+    from wanstore.loading._load import import_libraries
 
-    import_lean(LIBRARIES)
+    import_libraries()
 
 
 def do(job: Job, send: Send) -> None:
