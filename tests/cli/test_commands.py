@@ -17,11 +17,10 @@ from typing import Any
 import av
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
+from tests.cli.in_here import in_here
 from wanstore.api import serving
 from wanstore.cli import _doctor as doctor
-from wanstore.cli import main
 from wanstore.manifest import CONVERSION_NAME
 
 
@@ -35,14 +34,6 @@ def json_of(*arguments: str | Path) -> Any:
     run = wanstore(*arguments, "--json")
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
-
-
-def in_here(*arguments: str | Path, **environment: str) -> Result:
-    """Run the command in this process, which is many times as quick; what it does not foresee is raised."""
-    result = CliRunner(env=environment).invoke(main, list(map(str, arguments)))
-    if not isinstance(result.exception, SystemExit | None):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -312,9 +303,13 @@ def test_an_unknown_scheme_is_one_line(tiny_fp32: Path) -> None:
     assert run.returncode == 1 and "Install a package" in run.stderr and len(run.stderr.splitlines()) == 1
 
 
-def test_help_and_list_import_no_torch(store: Path) -> None:
-    """The command line stays quick."""
-    for arguments in (["--help"], ["list", "--store", str(store)], ["verify", "w", "--store", str(store)]):
+def test_what_needs_no_torch_does_not_import_it(store: Path) -> None:
+    """The command line stays quick. What measures and what compiles leave it to their processes."""
+    place = ["--store", str(store)]
+    for arguments in (
+        ["--help"], ["list", *place], ["verify", "w", *place], ["bench", "w", *place, "--out", "/proc/page.md"],
+        ["compile", "x", *place],
+    ):  # fmt: skip
         code = f"""
 import sys
 from wanstore.cli import main
@@ -328,7 +323,7 @@ except SystemExit:
 
 def test_doctor_tells_what_the_machine_can_do(tmp_path: Path) -> None:
     """Memory, disk, speeds, GPU, attention and versions, as one JSON document."""
-    found = json_of("doctor", "--folder", tmp_path)
+    found = json.loads(in_here("doctor", "--folder", tmp_path, "--json").stdout)
     assert found.keys() >= {"machine", "gpu", "disk", "speed", "attention", "versions"}
     assert found["speed"]["bytes_a_second"]["page_cache_to_memory"] > 0 and not found["speed"]["reason"]
     assert not list(tmp_path.iterdir())
@@ -336,7 +331,7 @@ def test_doctor_tells_what_the_machine_can_do(tmp_path: Path) -> None:
 
 def test_doctor_says_how_close_a_load_gets(store: Path, tmp_path: Path) -> None:
     """To what bounds it on this machine."""
-    told = wanstore("doctor", "w", "--store", store, "--folder", tmp_path).stdout
+    told = in_here("doctor", "w", "--store", store, "--folder", tmp_path).stdout
     assert re.search(r"load  ready after [\d.]+ s, bound by ", told) and re.search(r"compiler  of C(\+\+)? ", told)
     assert re.search(r" of the ceiling \d+% \((page cache|disk|PCIe), [\d.]+ GB/s\)\n", told)
     run = wanstore("doctor", "w", "--folder", tmp_path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from wanstore._workers import Workers
 from wanstore.benchmarking.measure._reference_clips import hash_clip, save_clip
 from wanstore.benchmarking.report import BenchmarkReport, Environment
 from wanstore.benchmarking.rows import BenchmarkRow
+from wanstore.benchmarking.run import _process_benchmarker
 from wanstore.benchmarking.run._process_benchmarker import ALL, ProcessBenchmarker, step_weight
 from wanstore.choices import ComponentName, DtypeName
 from wanstore.errors import AccessError, AlreadyExistsError, NotFoundError, NotSupportedError, WanstoreError
@@ -74,6 +76,18 @@ def workers() -> Sequence[psutil.Process]:
     return [child for child in children if "wanstore.benchmarking.run._worker" in child.cmdline()]
 
 
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Workers]:
+    with Workers(_process_benchmarker._WORKER) as workers:
+        yield workers
+
+
+@pytest.fixture
+def imports_done(prepared: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs find the imports done that a run begins with, which take longer than its presets do here."""
+    monkeypatch.setattr(_process_benchmarker, "Workers", lambda _: nullcontext(prepared))
+
+
 def test_a_row_tells_of_the_whole_life_of_its_process(sealed: Path, tmp_path: Path) -> None:
     """Loading and the first clip from the process's start; what weights, and that random ones have no pictures."""
     heard = Heard()
@@ -98,6 +112,7 @@ def test_a_row_tells_of_the_whole_life_of_its_process(sealed: Path, tmp_path: Pa
     assert not list((tmp_path / "site").glob("*.partial.json")), "nothing is left to go on with"
 
 
+@pytest.mark.usefixtures("imports_done")
 def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> None:
     """The kernel's out-of-memory killer sends the same signal; the other preset is not measured a second time."""
     benchmarker = ProcessBenchmarker(sealed, "cpu", dtype=FLOAT32, warmup=0, report=tmp_path / "page.md")
@@ -116,6 +131,7 @@ def test_a_crash_is_a_row_and_is_tried_again(sealed: Path, tmp_path: Path) -> No
     assert "second was measured before" in heard.messages[0]
 
 
+@pytest.mark.usefixtures("imports_done")
 @pytest.mark.parametrize(
     ("field", "other", "told", "refused"),
     [
@@ -139,6 +155,7 @@ def test_another_dtype_or_plan_is_another_measurement(
         attrs.evolve(benchmarker, **{field: refused})
 
 
+@pytest.mark.usefixtures("imports_done")
 def test_a_preset_whose_clip_is_gone_or_another_runs_is_measured_again(sealed: Path, tmp_path: Path) -> None:
     """A stopped run's row stands only with the clip that it was measured on, and with the same reference."""
     kept, other = tmp_path / "kept", tmp_path / "other"
@@ -171,12 +188,14 @@ def test_a_preset_whose_clip_is_gone_or_another_runs_is_measured_again(sealed: P
 
 def test_a_preset_that_takes_too_long_is_stopped(sealed: Path) -> None:
     """Its process is gone with it; no report path is needed."""
+    before = workers()
     endless = Preset("endless", width=32, height=32, frames=5, steps=100_000)
     report = ProcessBenchmarker(sealed, "cpu", warmup=0, timeout_seconds=1.5).run([endless])
     assert [(row.status, row.reason) for row in report.rows] == [("timeout", "not done after 1.5 s")]
-    assert not workers()
+    assert workers() == before
 
 
+@pytest.mark.usefixtures("imports_done")
 def test_what_no_preset_could_do_is_an_error(sealed: Path) -> None:
     """Not a row for each of them."""
     with pytest.raises(WanstoreError, match="no attention backend 'magic'"):
