@@ -72,6 +72,12 @@ def test_a_job_that_dies_is_told_with_its_last_words_and_the_next_is_done(
     assert found[0][2] == found[1][2], "by the same process that has the imports done"
 
 
+def test_jobs_do_not_collect_what_is_imported(workers: Workers, found: Found) -> None:
+    """Each would copy all of it, which takes longer than many a job."""
+    workers.run(Job("count what is frozen"), found.hear)
+    assert found[-1][1] > 1000
+
+
 def test_a_job_that_is_refused_raises_its_error_here(workers: Workers, found: Found) -> None:
     with pytest.raises(WanstoreError, match=r"no such thing.*Try another"):
         workers.run(Job("refuse"), found.hear)

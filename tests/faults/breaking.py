@@ -5,6 +5,7 @@ A process of its own, that forks and has no other threads; it refuses to run as 
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -26,6 +27,7 @@ def break_everything(folder: Path, *, long: bool) -> Tally:
     old = make_tiny_wan(folder / "old", dtype="float32", seed=1)
     new = make_tiny_wan(folder / "new", dtype="bfloat16", seed=2)
     jobs = make_jobs(old, new, folder)
+    gc.freeze()  # each fork would copy what it collects
     # The processes are forks of this one, which has torch: each run is a fork of theirs.
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("fork")) as pool:
         broken: list[Future[Tally]] = []
