@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import shutil
 import sys
@@ -19,9 +18,9 @@ sys.path.append(str(Path(__file__).parents[1]))  # tests/ is no package that cou
 # Before torch is imported, here or in a process that a test starts: as many tests run at once as there are cores, and
 # their threads would wait for one another. The suite takes twice as long with them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Where torch's compiler keeps its C++ by default. A container of the loopback Modal has a TMPDIR of its own, and would
-# compile all of it again.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
+# Torch's compiler keeps its C++ below TMPDIR. A container of the loopback Modal has one of its own, and would compile
+# it all again.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor-{os.getuid()}")
 
 
 def _make(factory: pytest.TempPathFactory, dtype: str) -> Path:
