@@ -318,8 +318,9 @@ def test_an_object_store_that_is_replaced_meanwhile_is_told_as_such(
 ) -> None:
     """The folder that was being read is deleted."""
     one, two = buckets
+    elsewhere = ObjectStore(one.url)
     with pytest.raises(ChangedError, match="Copy it again"):
-        wanstore.copy("w", one, two, progress=Heard(lambda: put(one, "w", {"new": b"new"}, replace=True)))
+        wanstore.copy("w", one, two, progress=Heard(lambda: put(elsewhere, "w", {"new": b"new"}, replace=True)))
     assert not below(two, s3)
     wanstore.copy("w", one, two)
     assert contents(two.local_path("w")) == {"new": b"new"}
