@@ -95,6 +95,11 @@ def _foreseen(error: BaseException) -> WanstoreError | None:
 
 def _broken_library(error: BaseException) -> NotSupportedError:
     """What is wrong with a library that cannot be imported: others wrap it many times over."""
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:  # none of it is there
+        return NotSupportedError(
+            f"This needs {error.name}, which is not installed",
+            "Install it, or all that wanstore needs: pip install wanstore",
+        )
     root = error
     while reason := root.__cause__ or root.__context__:
         root = reason
