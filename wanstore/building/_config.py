@@ -38,8 +38,8 @@ _CHOICES = {
 _INERT = {
     "_class_name": "str", "_diffusers_version": "str", "_name_or_path": "str", "architectures": "list[str]",
     "model_type": "str", "transformers_version": "str", "dtype": "str", "torch_dtype": "str", "dense_act_fn": "str",
-    "is_gated_act": "bool", "output_past": "bool", "scalable_attention": "bool", "tie_word_embeddings": "bool",
-    "tokenizer_class": "str",
+    "is_gated_act": "bool", "output_past": "bool", "scalable_attention": "bool", "scale_decoder_outputs": "bool",
+    "tie_word_embeddings": "bool", "tokenizer_class": "str",
 }  # fmt: skip
 """Published keys that no class takes and that no code acts on, or only as on a number: they show up in `.config`."""
 _MISANNOTATED = {"sigma_max": "float | None", "shift_terminal": "float | None"}
