@@ -11,6 +11,8 @@ TORCH_ARGS ?=
 # Test processes at a time. Each one imports torch: count about 1 GB of memory for each.
 WORKERS ?= auto
 PYTEST_ARGS ?=
+# What `make ranges` tries, of lowest, newest, pinned and laptop; tests/ranges.py says what each one is.
+ROUNDS ?= lowest newest laptop
 # Where `make bench` makes its source: name a folder on the disk to measure.
 BENCH_FOLDER ?= build/bench
 STAMP := $(VENV)/.installed
@@ -22,7 +24,7 @@ retry = for attempt in 1 2 3; do \
 	done; exit 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-faults lint format docs wheel bench bench-loading bench-memory bench-presets clean
+.PHONY: help venv demo test test-faults ranges lint format docs wheel bench bench-loading bench-memory bench-presets clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +46,9 @@ test: lint ## Lint, type check, tests
 
 test-faults: venv ## Kill, break, race and flip everything that can be, and count (under 30 minutes)
 	$(BIN)/python -m tests.faults --long --out build/faults.json
+
+ranges: ## The lowest and the newest dependencies, and none of torch, each in an environment below build/ (20 minutes)
+	$(PYTHON) -m tests.ranges $(ROUNDS) --torch-args="$(TORCH_ARGS)" --workers $(WORKERS)
 
 lint: venv ## Ruff and mypy, changing nothing
 	$(BIN)/ruff check

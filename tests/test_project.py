@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import wanstore
+from tests import ranges
 from wanstore.cli import main
 from wanstore.interfaces import Benchmarker, Converter, WeightStore
 
@@ -157,6 +158,25 @@ def test_pins_fit_the_ranges() -> None:
         pin = pins().get(canonicalize_name(requirement.name))
         assert pin is not None, f"{requirement.name} has no pin"
         assert requirement.specifier.contains(pin), f"{requirement} does not allow {pin}"
+
+
+def test_every_dependency_is_tried_in_the_lowest_version_of_its_range() -> None:
+    """By `make ranges`: each range begins with a version that it allows."""
+    for requirement in map(Requirement, ranges.ranges().values()):
+        (only,) = Requirement(ranges.lowest(str(requirement))).specifier
+        assert only.operator == "==" and requirement.specifier.contains(only.version), requirement
+
+
+def test_every_test_that_the_ranges_are_tried_by_is_there() -> None:
+    """A test that has moved is named by its new path."""
+    named = {path for one in ranges.rounds().values() for path in one.tests}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_the_page_names_what_a_laptop_without_torch_needs() -> None:
+    """Just what `make ranges` tries there."""
+    installed = re.findall(r"^pip install ([a-z][a-z ]+)", command_blocks(ROOT / "docs/how-to.md"), flags=re.MULTILINE)
+    assert set(ranges.LAPTOP) == set(" ".join(installed).split()) - {"ipywidgets"}
 
 
 def test_torch_is_pinned_first_and_torchvision_never() -> None:
