@@ -137,6 +137,12 @@ def test_a_worker_that_cannot_prepare_is_told(found: Found) -> None:
         )
 
 
+def test_a_package_that_is_not_installed_is_missing_here_too(found: Found) -> None:
+    with Workers("no_such_package") as workers, pytest.raises(ModuleNotFoundError, match="no_such_package") as got:
+        workers.run(Job("one"), found.hear)
+    assert got.value.name == "no_such_package"
+
+
 def test_where_nothing_may_be_forked_each_job_prepares_for_itself(
     workers: Workers, found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ from wanstore._formats._json import from_json, to_json
 from wanstore.errors import WanstoreError
 
 Send = Callable[..., None]
-_READY, _ENDED, _REFUSED = "ready", "ended", "refused"
+_READY, _ENDED, _REFUSED, _ABSENT = "ready", "ended", "refused", "absent"
 _ENDS_WITHIN_SECONDS = 10.0
 _FORKS = sys.platform == "linux"
 """Elsewhere system libraries do not bear a fork: there each job has a process from the start, imports included."""
@@ -72,7 +72,10 @@ class Workers:
         self._errors.close()
 
     def prepare(self) -> None:
-        """Have a process that has prepared, if there is none."""
+        """Have a process that has prepared, if there is none.
+
+        Raises `ModuleNotFoundError`, as the imports would here, for a package that is not installed.
+        """
         if self._server is None:
             began = time.monotonic()
             # Its own session, so that Ctrl-C on a terminal reaches the parent alone.
@@ -81,7 +84,11 @@ class Workers:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True, start_new_session=True,
             )  # fmt: skip
             assert self._server.stdout
-            self._server.stdout.readline()  # it is ready; or dead, and the job will say so
+            answer = self._server.stdout.readline()  # it is ready; or dead, and the job will say so
+            if answer.startswith(f'["{_ABSENT}"'):
+                self._stop()
+                _, text, name = json.loads(answer)
+                raise ModuleNotFoundError(text, name=name)
             self.prepare_seconds = time.monotonic() - began
 
     def run(self, job: Any, on_event: Send, timeout_seconds: float | None = None) -> End:
@@ -176,8 +183,14 @@ def serve(name: str) -> None:
     with open(os.devnull) as nothing:  # noqa: PTH123 - it is no place in a file system
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
-    worker = import_module(name)
-    worker.prepare()
+    try:
+        worker = import_module(name)
+        worker.prepare()
+    except ModuleNotFoundError as error:
+        if not error.name or "." in error.name:  # a part of a package that is there
+            raise
+        _send(lines, _ABSENT, str(error), error.name)
+        return
     gc.freeze()  # a job that collected what is imported would copy all of it: a second, for each job
     _send(lines, _READY)
     for line in jobs:
