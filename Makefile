@@ -47,7 +47,7 @@ test: lint ## Lint, type check, tests
 test-faults: venv ## Kill, break, race and flip everything that can be, and count (under 30 minutes)
 	$(BIN)/python -m tests.faults --long --out build/faults.json
 
-ranges: ## The lowest and the newest dependencies, and none of torch, each in an environment below build/ (20 minutes)
+ranges: ## The lowest and the newest dependencies, and none of torch, each in an environment below build/ (12 minutes)
 	$(PYTHON) -m tests.ranges $(ROUNDS) --torch-args="$(TORCH_ARGS)" --workers $(WORKERS)
 
 lint: venv ## Ruff and mypy, changing nothing

@@ -109,6 +109,30 @@ def test_a_load_without_the_cache_takes_weights_from_the_bucket(
     assert all(torch.equal(value, state[name]) for name, value in pipe.transformer.state_dict().items())
 
 
+def test_a_stream_goes_on_after_refusals_and_ends_at_expired_credentials(
+    s3: S3, store: ObjectStore, tiny_sealed: Path
+) -> None:
+    """Each range is asked for again by itself; what trying again does not mend is told at once."""
+    wanstore.copy("tiny", tiny_sealed.parent, store)
+    refused: set[str] = set()
+
+    def busy(request: dict[str, Any], start: Callable[..., Any]) -> Answer | None:
+        asked = f"{request['PATH_INFO']} {request.get('HTTP_RANGE')}"
+        if "safetensors" not in asked or asked in refused:
+            return None
+        refused.add(asked)
+        return refuse(start, "503 Slow Down", "SlowDown")
+
+    s3.fault = busy
+    pipe = wanstore.load(f"{store.url}/tiny", device="cpu", cache=False)
+    assert len(refused) >= 3 and pipe.load_report.folder == f"{store.url}/tiny"
+    s3.fault = lambda request, start: (
+        refuse(start, "403 Forbidden", "ExpiredToken") if "vae/" in request["PATH_INFO"] else None
+    )
+    with pytest.raises(AccessError, match="ExpiredToken"):
+        wanstore.load(f"{store.url}/tiny", device="cpu", cache=False)
+
+
 def test_a_pipeline_that_is_replaced_while_it_is_streamed_is_told(
     s3: S3, store: ObjectStore, tiny_sealed: Path
 ) -> None:
