@@ -1,8 +1,9 @@
-"""Up to a bucket and down again: wanstore's store against boto3's own transfers, which `aws s3 cp` is made of.
+"""Up to a bucket and down again: wanstore's store against s3fs, and boto3's transfers, which `aws s3 cp` is made of.
 
-    python benchmarks/object_store.py [--mb 1000] [--rounds 3]
+    python benchmarks/object_store.py [--mb 1000] [--rounds 3] [--s3fs PYTHON]
 
-Both talk to moto's S3 server on 127.0.0.1, one after the other, each in a fresh process, in an order that changes from
+s3fs is fsspec's client. It needs a botocore of its own, so PYTHON is that of an environment that has it. All talk to
+moto's S3 server on 127.0.0.1, one after the other, each in a fresh process, in an order that changes from
 round to round. The server is Python and shares the processor: what counts are the ratios, and the CPU seconds of the
 client. wanstore also hashes what comes down.
 """
@@ -34,6 +35,17 @@ wanstore.copy("w", sys.argv[1], f"s3://{sys.argv[2]}/wan")
 import sys, wanstore
 wanstore.open_store(f"s3://{sys.argv[2]}/wan").local_path("w")
 """,
+    ("s3fs", "up"): """
+import sys, os, s3fs
+from pathlib import Path
+fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+fs.put([str(file) for file in Path(sys.argv[1], "w").iterdir()], sys.argv[2] + "/s3fs/")
+""",
+    ("s3fs", "down"): """
+import sys, os, s3fs
+fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+fs.get(fs.ls(sys.argv[2] + "/s3fs"), sys.argv[3] + "/")
+""",
     ("boto3", "up"): """
 import sys, boto3
 from pathlib import Path
@@ -51,10 +63,10 @@ for one in s3.list_objects_v2(Bucket=sys.argv[2], Prefix="boto/")["Contents"]:
 }
 
 
-def measure(code: str, arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
+def measure(python: str, code: str, arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
     """Seconds, and CPU seconds of the process."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], env={**os.environ, **environment})
+    process = subprocess.Popen([python, "-c", code, *arguments], env={**os.environ, **environment})
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -66,8 +78,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--s3fs", metavar="PYTHON")
     asked = parser.parse_args()
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {way: [] for way in WAYS}
+    pythons = {"wanstore": sys.executable, "boto3": sys.executable, **({"s3fs": asked.s3fs} if asked.s3fs else {})}
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {way: [] for way in WAYS if way[0] in pythons}
     with tempfile.TemporaryDirectory() as work, S3() as s3:
         source = Path(work, "source/w")
         source.mkdir(parents=True)
@@ -75,7 +89,7 @@ def main() -> None:
             (source / f"{number}.bin").write_bytes(os.urandom(asked.mb * 1_000_000 // FILES))
         seal_as_is(source)
         for number in range(asked.rounds):
-            names = ["wanstore", "boto3"] if number % 2 else ["boto3", "wanstore"]
+            names = list(pythons) if number % 2 else list(reversed(pythons))
             for direction in ("up", "down"):
                 for name in names:
                     target = Path(work, "target")
@@ -83,7 +97,7 @@ def main() -> None:
                     target.mkdir()
                     environment = {**s3.environment, "WANSTORE_CACHE": str(target)}
                     arguments = [str(source.parent), s3.bucket, str(target)]
-                    found[name, direction].append(measure(WAYS[name, direction], arguments, environment))
+                    found[name, direction].append(measure(pythons[name], WAYS[name, direction], arguments, environment))
             for key in s3.sizes():
                 s3.client.delete_object(Bucket=s3.bucket, Key=key)
     print("| direction | client | s | MB/s | CPU s a GB |\n| --- | --- | ---: | ---: | ---: |")
