@@ -11,6 +11,8 @@ own rule, and a key may be added without a new schema: an older reader ignores i
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -217,6 +219,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     except ValueError as error:
         raise DamagedError(f"{path} is not a manifest ({error})", _REMEDY) from error
     return parse_manifest(data, str(path), folder.name)
+
+
+def relative_rms_error(tensors: Iterable[TensorRecord]) -> float:
+    """Root mean square of what a conversion changed in these tensors, over that of the source's values."""
+    tensors = list(tensors)
+    signal = sum(tensor.rms**2 * math.prod(tensor.shape) for tensor in tensors)
+    noise = sum(tensor.rms_error**2 * math.prod(tensor.shape) for tensor in tensors)
+    return math.sqrt(noise / signal) if signal else 0.0
 
 
 def read_tensor_records(folder: Path) -> dict[str, Any]:

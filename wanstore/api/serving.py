@@ -109,7 +109,7 @@ def load(
 
     place, name = place_of(address, store) if sealed else (None, "")
     functions: list[Path] = []
-    with shown(progress, *filter(None, [place])) as progress, ExitStack() as stack:
+    with shown(progress, place) as progress, ExitStack() as stack:
         stream = None
         if place:
             stream = None if cache else stack.enter_context(place.streamed(name))

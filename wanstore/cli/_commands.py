@@ -349,7 +349,7 @@ def doctor(name: str | None, store_url: str | None, folder: Path, preset: Preset
     if not (preset and name is not None) and (preset or memory_gib or dtype):
         raise click.UsageError("--memory-gib and --dtype go with --preset, and that with NAME")
     store = None if name is None else open_store_at(str(store_url))
-    with shown(not as_json, *filter(None, [store])):
+    with shown(not as_json, store):
         pipeline = store.local_path(str(name)) if store else None
     if preset and pipeline:
         findings = plan_memory(pipeline, preset, dtype, memory_gib)

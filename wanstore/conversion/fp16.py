@@ -32,6 +32,7 @@ from wanstore.manifest import (
     ConversionRecord,
     FileEntry,
     TensorRecord,
+    relative_rms_error,
 )
 
 if TYPE_CHECKING:  # it imports torch, which a plan does without
@@ -212,8 +213,6 @@ def _sum_up(tensors: Sequence[TensorRecord]) -> ComponentRecord:
     """One component's tensor records as one record."""
     counts = {tensor.name: math.prod(tensor.shape) for tensor in tensors}
     worst = max(tensors, key=lambda tensor: tensor.max_abs)
-    signal = sum(tensor.rms**2 * counts[tensor.name] for tensor in tensors)
-    noise = sum(tensor.rms_error**2 * counts[tensor.name] for tensor in tensors)
     return ComponentRecord(
         tensors=len(tensors),
         parameters=sum(counts.values()),
@@ -226,5 +225,5 @@ def _sum_up(tensors: Sequence[TensorRecord]) -> ComponentRecord:
         flushed_to_zero=sum(tensor.flushed_to_zero for tensor in tensors),
         subnormals=sum(tensor.subnormals for tensor in tensors),
         max_error=max(tensor.max_error for tensor in tensors),
-        relative_rms_error=math.sqrt(noise / signal) if signal else 0.0,
+        relative_rms_error=relative_rms_error(tensors),
     )

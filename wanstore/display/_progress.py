@@ -22,7 +22,7 @@ _SPEED_SECONDS = 120
 
 
 @contextmanager
-def shown(progress: Progress | bool | None, *stores: WeightStore) -> Iterator[Progress]:
+def shown(progress: Progress | bool | None, *stores: WeightStore | None) -> Iterator[Progress]:
     """What a caller's `progress` stands for, for the length of a block: True shows it, False and None do not.
 
     The stores tell it of what they move by themselves.
@@ -30,7 +30,7 @@ def shown(progress: Progress | bool | None, *stores: WeightStore) -> Iterator[Pr
     with ExitStack() as stack:
         heard = stack.enter_context(TerminalProgress()) if progress is True else progress
         if heard:
-            for store in stores:
+            for store in filter(None, stores):
                 before = store.progress
                 with suppress(AttributeError):  # a class may forbid it
                     store.progress = heard

@@ -110,6 +110,15 @@ class LoadReport:
                 f"{where} is not a load report ({error})", "Save one with wanstore generate --json"
             ) from error
 
+    @property
+    def remarks(self) -> list[str]:
+        """What there is to say of how weights moved, of attention and of compiled blocks."""
+        return [
+            *([f"weights by {self.transfer.way}"] if self.transfer and self.transfer.way else []),
+            *([str(self.attention)] if self.attention else []),
+            *([str(self.compiled)] if self.compiled else []),
+        ]
+
     def lines(self) -> list[str]:
         """The report as a table, one string a line: phase, when it began, seconds, GB and GB/s."""
         rows = [*self.phases, Phase("total", self.seconds, self.size_bytes)]
@@ -118,9 +127,7 @@ class LoadReport:
             f"{'phase':<10} {'from':>8} {'seconds':>8} {'GB':>8} {'GB/s':>7}",
             *(_row(phase) for phase in rows),
             f"bound by {self.bound_by}",
-            *([f"weights by {self.transfer.way}"] if self.transfer and self.transfer.way else []),
-            *([str(self.attention)] if self.attention else []),
-            *([str(self.compiled)] if self.compiled else []),
+            *self.remarks,
         ]
 
     def __str__(self) -> str:

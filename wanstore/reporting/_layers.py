@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import attrs
 
-from wanstore.manifest import TensorRecord
+from wanstore.manifest import TensorRecord, relative_rms_error
 
 
 @attrs.frozen
@@ -38,16 +37,9 @@ def layer_of(tensor: str) -> str:
     return numbered[0] if numbered else tensor.rpartition(".")[0] or tensor
 
 
-def _layer(name: str, records: Iterable[TensorRecord]) -> Layer:
-    error = signal = 0.0
-    flushed = overflows = 0
-    for record in records:
-        values = math.prod(record.shape)
-        error += values * record.rms_error**2
-        signal += values * record.rms**2
-        flushed += record.flushed_to_zero
-        overflows += record.overflows
-    return Layer(name, math.sqrt(error / signal) if signal else 0.0, flushed, overflows)
+def _layer(name: str, records: Sequence[TensorRecord]) -> Layer:
+    flushed = sum(record.flushed_to_zero for record in records)
+    return Layer(name, relative_rms_error(records), flushed, sum(record.overflows for record in records))
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

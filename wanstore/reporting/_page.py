@@ -112,13 +112,8 @@ def _load(report: LoadReport) -> list[Html]:
         part = Part(color, phase.began_seconds, phase.began_seconds + phase.seconds)
         bars.append(Bar(phase.name, f"{phase.seconds:.2f} s{rate}", [part]))
     bars.append(Bar("all of it", f"{report.seconds:.2f} s", [Part("rest", 0, report.seconds)]))
-    rest = [
-        f"{human_bytes(report.size_bytes)} on {report.device}, bound by {report.bound_by}",
-        *([f"weights by {report.transfer.way}"] if report.transfer and report.transfer.way else []),
-        *([str(report.attention)] if report.attention else []),
-        *([str(report.compiled)] if report.compiled else []),
-    ]
-    return [element("p", "; ".join(rest)), chart("phases of the load", bars)]
+    told = f"{human_bytes(report.size_bytes)} on {report.device}, bound by {report.bound_by}"
+    return [element("p", "; ".join([told, *report.remarks])), chart("phases of the load", bars)]
 
 
 def _benchmarks(report: BenchmarkReport) -> list[Html]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from wanstore._formats._safetensors import FIRST_READ_BYTES, MAX_HEADER_BYTES
 from wanstore.errors import DamagedError
 from wanstore.manifest import MANIFEST_NAME, FileEntry, Manifest, dump_manifest
-from wanstore.stores._transfers import Advance, all_at_once
+from wanstore.stores._transfers import Advance, Blocks, all_at_once, checked
 
 _REPAIR = "Run setup again with --replace"
 _PIECE_BYTES = 8 << 20
@@ -72,14 +72,12 @@ class StreamedPipeline:
                 file.truncate(entry.size_bytes)
                 self._weights[entry.path] = _Passing(header)
                 return
-            digest = hashlib.sha256()
-            for start in range(0, entry.size_bytes, _PIECE_BYTES):
-                data = self._range(entry.path, start, min(start + _PIECE_BYTES, entry.size_bytes))
-                digest.update(data)
-                file.write(data)
-                advance(len(data))
-        if digest.hexdigest() != entry.sha256:
-            raise self._damaged(entry.path)
+            for piece in checked(lambda _: self._pieces(entry), self.address, entry, advance):
+                file.write(piece)
+
+    def _pieces(self, entry: FileEntry) -> Blocks:
+        for start in range(0, entry.size_bytes, _PIECE_BYTES):
+            yield self._range(entry.path, start, min(start + _PIECE_BYTES, entry.size_bytes))
 
     def _header(self, entry: FileEntry) -> bytes:
         """All before the tensors' data, or what there is of it: whoever opens the file says what is wrong with it."""

@@ -69,7 +69,7 @@ def move_files(read: Callable[[str], Blocks], where: str, manifest: Manifest, st
         if files.holds(entry):
             advance(entry.size_bytes)
         else:
-            files.write(entry, taking_back(lambda count: _checked(read, where, entry, count), advance))
+            files.write(entry, taking_back(lambda count: checked(read, where, entry, count), advance))
 
     all_at_once(move, manifest.files, advance)
 
@@ -100,7 +100,7 @@ class _Folder:
         draft.replace(target)
 
 
-def _checked(read: Callable[[str], Blocks], where: str, entry: FileEntry, advance: Advance) -> Blocks:
+def checked(read: Callable[[str], Blocks], where: str, entry: FileEntry, advance: Advance) -> Blocks:
     """The blocks of a file; an error at the end, or as soon as there are too many, if they are not what they should be.
 
     More bytes than the file should have could fill a disk.
